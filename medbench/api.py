@@ -1,0 +1,505 @@
+"""Everything a plugin author imports, and the only module of medbench that a plugin may import.
+
+A plugin is a distribution with an entry point in group ``medbench``. Its module implements hooks
+(see ``medbench.hookspecs``) that return *specs*: frozen descriptions, cheap to import, whose
+``factory`` names the code that is loaded only when it is used. Importing this module imports
+neither torch nor numpy, so that ``medbench list`` stays instant with a hundred plugins.
+
+Shapes are written as in ``torch.linalg``: the last dimensions are the episode, any leading ``...``
+dimensions are a batch of episodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import pluggy
+
+from medbench.errors import (
+    ContractError,
+    DataError,
+    DataMissing,
+    MedbenchError,
+    NonFinite,
+    Unavailable,
+    did_you_mean,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from medbench.network import Backbone
+
+__all__ = [
+    "Algorithm",
+    "AlgorithmSpec",
+    "Backbone",
+    "BackboneSpec",
+    "Budget",
+    "Citation",
+    "ClassSplit",
+    "ContractError",
+    "DataError",
+    "DataMissing",
+    "Dataset",
+    "DatasetInfo",
+    "DatasetSpec",
+    "InputSpec",
+    "MedbenchError",
+    "NonFinite",
+    "Parameter",
+    "Place",
+    "Predictor",
+    "ProtocolSpec",
+    "Source",
+    "Support",
+    "Task",
+    "TrainingRun",
+    "Traits",
+    "Unavailable",
+    "derive_seed",
+    "did_you_mean",
+    "hookimpl",
+]
+
+hookimpl = pluggy.HookimplMarker("medbench")
+
+TaskKind = Literal["classification", "multilabel", "segmentation", "detection"]
+Stage = Literal["train", "adapt", "both"]
+
+
+def __getattr__(name: str) -> Any:
+    # Backbone derives from torch.nn.Module; loading it late keeps torch out of `medbench list`.
+    if name == "Backbone":
+        from medbench.network import Backbone
+
+        return Backbone
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on every part and on nothing else (BLAKE2b of their JSON).
+
+    >>> derive_seed("a", 1) == derive_seed("a", 1) != derive_seed("a", 2)
+    True
+    """
+    text = json.dumps([str(p) for p in parts], ensure_ascii=True).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+# --- specs: what a hook returns ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Citation:
+    """Where a method, network or dataset was published."""
+
+    title: str
+    authors: str
+    venue: str
+    year: int
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting of a plugin, with the default that its paper gives.
+
+    ``type`` is one of ``int``, ``float``, ``bool``, ``str``; ``optional`` also admits null.
+    ``minimum`` and ``maximum`` are inclusive; ``above`` is an exclusive lower bound. ``stage`` says
+    what a change invalidates: a parameter of stage ``adapt`` does not change meta-training, so
+    cells that differ in it alone share one training.
+    """
+
+    name: str
+    default: int | float | bool | str | None
+    help: str
+    type: Literal["int", "float", "bool", "str"]
+    choices: tuple[str | int | float, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    optional: bool = False
+    stage: Stage = "both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What an algorithm claims to be; the claims are tested, and shown in every table.
+
+    ``works_on``: ``features`` (methods on frozen features; `adapt` sees ``(..., n_support, d)``) or
+    ``images`` (`adapt` sees ``(n_support, C, H, W)``). ``transductive``: True, False, or a mapping
+    from a parameter's name to the values with which the method is transductive. ``batched``: adapt
+    and predict accept leading ``...`` dimensions; otherwise episodes are looped. ``meta_trains``:
+    it learns from source tasks before any test episode. ``adapts``: what adaptation changes, in
+    words (``nothing``, ``linear head``, ``all weights``).
+    """
+
+    works_on: Literal["features", "images"]
+    adapts: str
+    transductive: bool | Mapping[str, tuple[object, ...]] = False
+    deterministic: bool = True
+    batched: bool = False
+    meta_trains: bool = False
+    task_kinds: tuple[TaskKind, ...] = ("classification",)
+
+    def is_transductive(self, params: Mapping[str, object]) -> bool:
+        """Whether the method looks at the whole query set under these resolved parameters."""
+        if isinstance(self.transductive, bool):
+            return self.transductive
+        return any(params.get(name) in values for name, values in self.transductive.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmSpec:
+    """An algorithm, as data.
+
+    ``factory`` is ``"package.module:Name"``, called as ``Name(**params)`` and returning an
+    `Algorithm`. ``trainer``, if given, is a factory called with the parameters of stage ``train``
+    or ``both`` whose result has `meta_train`; algorithms that name the same trainer with the same
+    parameters share one meta-training. Without it the algorithm's own `meta_train` is used.
+    """
+
+    name: str
+    version: str
+    factory: str
+    summary: str
+    traits: Traits
+    citation: Citation
+    licence: str
+    parameters: tuple[Parameter, ...] = ()
+    trainer: str | None = None
+    family: Literal["metric", "optimisation", "augmentation", "fine-tuning", "other"] = "other"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """A feature extractor, as data.
+
+    ``factory`` is called as ``factory(image_size=..., channels=..., pretrained=..., **params)``
+    and returns a `Backbone`; a family (``takes_argument``) is named ``NAME:ARGUMENT`` and gets
+    ``argument=`` as well. ``image_size`` is the protocol's size in pixels, or the user's.
+    The factory initialises from torch's global random state, which the caller has seeded.
+    ``pretrained_on`` names the data behind ``weights: pretrained``; empty means there are none.
+    """
+
+    name: str
+    version: str
+    factory: str
+    summary: str
+    citation: Citation
+    licence: str
+    parameters: tuple[Parameter, ...] = ()
+    takes_argument: str = ""
+    pretrained_on: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """A dataset, as data.
+
+    ``factory`` is called as ``factory(place, **params)`` (with ``argument=`` for a family, named
+    ``NAME:ARGUMENT``) and returns a `Dataset`. ``fetch``, if given, is ``"module:function"``,
+    called as ``fetch(place, **params)``: it downloads the data below ``place.data`` and returns the
+    paths written. ``domain`` is imaging modality, anatomy and source in one word: datasets cut
+    from the same scans share it and are never source and target of one another.
+    """
+
+    name: str
+    version: str
+    factory: str
+    summary: str
+    modality: str
+    domain: str
+    licence: str
+    citation: Citation
+    task_kind: TaskKind = "classification"
+    ordinal: bool = False
+    non_commercial: bool = False
+    n_classes: int | None = None
+    n_dims: Literal[2, 3] = 2
+    parameters: tuple[Parameter, ...] = ()
+    takes_argument: str = ""
+    fetch: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolSpec:
+    """A protocol: the rules, in a YAML file that ships with the plugin.
+
+    ``resource`` is ``"package:path/inside.yaml"``; its ``name`` and ``version`` must be these.
+    """
+
+    name: str
+    version: int
+    summary: str
+    resource: str
+
+
+# --- datasets ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a dataset may look and write.
+
+    ``data`` is the folder of the user's data (``MEDBENCH_DATA``), None when it is not set;
+    ``cache`` is a folder for what is derived from it.
+    """
+
+    data: Path | None
+    cache: Path
+
+    def find(self, *candidates: str, hint: str) -> Path:
+        """The first of `candidates` (absolute, or below the data folder) that exists.
+
+        Raises `DataMissing` naming every place looked at, followed by `hint`.
+        """
+        looked: list[str] = []
+        for candidate in candidates:
+            path = Path(candidate).expanduser()
+            if not path.is_absolute():
+                if self.data is None:
+                    continue
+                path = self.data / path
+            if path.exists():
+                return path
+            looked.append(str(path))
+        if self.data is None and not looked:
+            names = " or ".join(candidates)
+            raise DataMissing(
+                f"{names} was not looked for: MEDBENCH_DATA is not set. Set it to the folder that "
+                f"holds your data. {hint}".strip()
+            )
+        raise DataMissing(f"Not found: {', '.join(looked)}. {hint}".strip())
+
+
+@dataclass(frozen=True)
+class ClassSplit:
+    """Class indices for meta-training, meta-validation and meta-test; disjoint."""
+
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What is known of one opened dataset; what a spec says in general, this says in particular."""
+
+    name: str
+    label_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    """``(H, W, C)`` or ``(D, H, W, C)``; C is 1 or 3."""
+    domain: str
+    modality: str
+    licence: str
+    task_kind: TaskKind = "classification"
+    ordinal: bool = False
+    non_commercial: bool = False
+    site_names: tuple[str, ...] = ()
+    class_splits: Mapping[str, ClassSplit] = field(default_factory=dict)
+
+
+class Dataset(ABC):
+    """Labelled images with random access; nothing is decoded before `read` asks for it.
+
+    Attributes (numpy arrays over the ``n`` images):
+        labels: ``(n,)`` int64 class indices, or ``(n, n_labels)`` uint8 for multilabel data.
+        splits: ``(n,)`` uint8, 0 train, 1 val, 2 test; None when the data come without.
+        sites: ``(n,)`` int64 indices into ``info.site_names``; None when not known.
+        patients: ``(n,)`` int64 identities; None when not known.
+    """
+
+    info: DatasetInfo
+    labels: NDArray[Any]
+    splits: NDArray[np.uint8] | None = None
+    sites: NDArray[np.int64] | None = None
+    patients: NDArray[np.int64] | None = None
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Hexadecimal BLAKE2b over everything that determines pixels, labels and splits."""
+
+    @abstractmethod
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images ``(len(indices), *info.image_shape)`` uint8, in the order asked for.
+
+        Raises `DataError` that names the file when an image cannot be decoded.
+        """
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+# --- backbones -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a backbone wants to see: ``(b, channels, size, size)`` float32, normalised.
+
+    ``mean`` and ``std`` have one value a channel, for pixels in 0...1. Images are resized, never
+    cropped: lesions lie at borders too.
+    """
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+
+
+# --- algorithms ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Support:
+    """The labelled side of an episode, all that adaptation may see.
+
+    ``inputs``: features ``(..., n_support, d)`` or images ``(n_support, C, H, W)``;
+    ``labels``: ``(..., n_support)`` int64 in ``0 ... n_way - 1``; ``seeds``: one integer for each
+    episode of the batch, the only source of randomness, so that a batch of episodes draws what
+    the same episodes draw one by one.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    n_way: int
+    seeds: tuple[int, ...]
+
+    def generator(self, episode: int = 0) -> torch.Generator:
+        """A fresh CPU generator for one episode of the batch (0 when there is but one)."""
+        import torch
+
+        return torch.Generator().manual_seed(self.seeds[episode])
+
+
+class Predictor(ABC):
+    """What adaptation returns: a classifier for one task, or for a batch of tasks."""
+
+    n_adapted: int = 0
+    """How many parameters adaptation set or changed, for one episode."""
+
+    @abstractmethod
+    def predict(self, query: Tensor) -> Tensor:
+        """Scores ``(..., n_query, n_way)`` for query inputs shaped like the support's.
+
+        Scores are logits: their softmax over the last dimension is read as probabilities.
+        Inductive methods must give each query the scores it would get alone.
+        """
+
+
+@dataclass(frozen=True)
+class Task:
+    """One source task for meta-training, its query labels included."""
+
+    support: Support
+    query: Tensor
+    query_labels: Tensor
+
+
+class Source(Protocol):
+    """The meta-training side of a protocol; every draw is a pure function of its arguments.
+
+    Images come as float32 ``(b, C, H, W)`` on the training device, in the backbone's normalisation.
+    """
+
+    n_classes: int
+    """Classes over all source datasets together."""
+    ways: tuple[int, ...]
+    """The numbers of classes that tasks of the protocol's training shape have, ascending."""
+
+    def tasks(self, step: int, count: int = 1) -> list[Task]:
+        """`count` tasks of the training shape for outer-loop step `step`."""
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
+        """Images ``(size, C, H, W)`` and labels ``(size,)`` in ``0 ... n_classes - 1``.
+
+        Datasets are drawn uniformly, then their classes, then images.
+        """
+
+    def sweep(self, size: int = 256) -> Iterator[Tensor]:
+        """Every meta-training image once, in batches: for statistics of the source data."""
+
+    images_per_task: int
+    """Images in one task of the training shape (the largest, where tasks differ)."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much meta-training may look at. ``images`` counts every image each time it is seen."""
+
+    episodes: int
+    images: int
+
+
+class TrainingRun(Protocol):
+    """The core's side of a meta-training: steps, validation, checkpoints, progress."""
+
+    budget: Budget
+    seed: int
+    device: torch.device
+
+    def steps(
+        self,
+        state: Mapping[str, Any],
+        *,
+        images_per_step: int,
+        validate: Callable[[Support, Tensor], Tensor] | None = None,
+    ) -> Iterator[int]:
+        """Yield outer-loop steps until the budget of images is used up.
+
+        `state` names everything that training changes: modules, optimisers, parameters. It is
+        restored from a checkpoint if there is one, so the first step may be greater than zero.
+        Between steps the run writes checkpoints, reports progress, and every so often scores
+        validation episodes with `validate(support, query_images) -> scores`; the best state is
+        kept. Torch's global random state is seeded anew for every step, so that a resumed
+        training equals an undisturbed one.
+        """
+
+    def log(self, loss: float) -> None:
+        """The loss of the current step. Raises `NonFinite`, naming the step, when it is not."""
+
+    def best(self) -> dict[str, Tensor]:
+        """The state of the best validation (the last one without), as tensors on the CPU.
+
+        The names are ``"<name in state>.<tensor>"``; optimisers are left out. The modules and
+        parameters in `state` are set to these values too.
+        """
+
+
+class Algorithm(ABC):
+    """A few-shot learner. Instances hold their parameters and what `prepare` gave them, no more."""
+
+    def meta_train(self, backbone: Backbone, source: Source, run: TrainingRun) -> dict[str, Tensor]:
+        """Learn across source tasks; returns what was learned, as named tensors.
+
+        Tensors named ``backbone.*`` are loaded into the backbone before `prepare`; the others are
+        given to `prepare` as they are. Needed only with the trait ``meta_trains``.
+        """
+        raise ContractError(
+            f"{type(self).__name__} declares the trait meta_trains but has no meta_train method: "
+            "write one, name a trainer in the spec, or set meta_trains to False."
+        )
+
+    def prepare(self, backbone: Backbone, learned: Mapping[str, Tensor]) -> None:
+        """Called once, before any episode, with the network in eval mode and what was learned.
+
+        Methods that work on features may ignore the backbone.
+        """
+        return
+
+    @abstractmethod
+    def adapt(self, support: Support) -> Predictor:
+        """Learn one task from its support set; must change nothing it was given."""

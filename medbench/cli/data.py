@@ -1,0 +1,165 @@
+"""``medbench data``: which data are here, get them, check them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from medbench.errors import DataError, DataMissing, MedbenchError, UsageError
+from medbench.plugins import load_factory, registry, resolve_params
+from medbench.protocols import DatasetRef
+
+
+@click.group("data")
+def data_command() -> None:
+    """List, download or check data below the folder that MEDBENCH_DATA names."""
+
+
+def _parse(params: tuple[str, ...]) -> dict[str, Any]:
+    from medbench.yamlfile import Document
+
+    found: dict[str, Any] = {}
+    for text in params:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--param {text!r}: write NAME=VALUE.")
+        found[key] = Document(f"value: {value}", f"--param {key}").value["value"]
+    return found
+
+
+@data_command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """List the datasets, and which of them are here."""
+    from medbench.tasks import default_place, open_dataset
+
+    place = default_place()
+    rows = []
+    for name, entry in registry().entries["datasets"].items():
+        spec = entry.spec
+        if spec.takes_argument:
+            state = f"yours: {name}:{spec.takes_argument}"
+        else:
+            try:
+                opened = open_dataset(registry(), DatasetRef(name=name), place)
+                state = f"here, {len(opened.dataset)} images"
+            except DataMissing:
+                state = "missing, 'medbench data get' has it" if spec.fetch else "missing"
+            except MedbenchError as error:
+                state = f"unusable: {error}"
+        rows.append({"name": name, "state": state, "licence": spec.licence, "domain": spec.domain})
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    width = max(len(r["name"]) for r in rows)
+    for row in rows:
+        click.echo(f"{row['name']:<{width}}  {row['state']}  ({row['licence']})")
+    if place.data is None:
+        click.echo("MEDBENCH_DATA is not set: set it to the folder that holds your data.", err=True)
+
+
+@data_command.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Such as size=64.")
+def get(names: tuple[str, ...], params: tuple[str, ...]) -> None:
+    """Download datasets into MEDBENCH_DATA, and check them.
+
+    \b
+    Examples:
+      medbench data get medmnist/retina medmnist/blood
+      medbench data get medmnist/path --param size=64
+    """
+    from medbench.tasks import default_place
+
+    place = default_place()
+    if place.data is None:
+        raise UsageError("MEDBENCH_DATA is not set: set it to the folder to download into.")
+    for name in names:
+        entry = registry().get("datasets", name)
+        if entry.spec.fetch is None:
+            raise UsageError(f"{name} cannot be downloaded; see 'medbench info {name}'.")
+        resolved = resolve_params(entry, _parse(params))
+        click.echo(f"{name}: downloading ...")
+        for path in load_factory(entry, entry.spec.fetch)(place, **resolved):
+            click.echo(f"{name}: {path}")
+
+
+@data_command.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Such as size=64.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> None:
+    """Open datasets, decode every image, and report what is there.
+
+    \b
+    Examples:
+      medbench data check medmnist/retina
+      medbench data check npz:mine.npz
+      medbench data check csv:chest/index.csv --param label_column=view
+    """
+    import numpy as np
+
+    from medbench.tasks import default_place, open_dataset
+
+    place = default_place()
+    reports = []
+    for name in names:
+        opened = open_dataset(registry(), DatasetRef(name=name, params=_parse(params)), place)
+        dataset = opened.dataset
+        info = dataset.info
+        n = len(dataset)
+        bar = click.progressbar(range(0, n, 256), label=name, file=click.get_text_stream("stderr"))
+        with bar as starts:
+            for start in starts:
+                rows = np.arange(start, min(n, start + 256))
+                images = dataset.read(rows)
+                if images.shape != (len(rows), *info.image_shape) or images.dtype != np.uint8:
+                    raise DataError(
+                        f"{name}: images {start} and on are {images.shape} {images.dtype}, and "
+                        f"{(len(rows), *info.image_shape)} uint8 was promised."
+                    )
+        report: dict[str, Any] = {
+            "name": name,
+            "images": n,
+            "shape": list(info.image_shape),
+            "task_kind": info.task_kind,
+            "domain": info.domain,
+            "modality": info.modality,
+            "licence": info.licence,
+            "digest": dataset.digest,
+            "splits": None,
+            "sites": None,
+            "patients": None,
+        }
+        if dataset.labels.ndim == 1:
+            counts = np.bincount(dataset.labels, minlength=len(info.label_names))
+            report["classes"] = dict(zip(info.label_names, counts.tolist(), strict=True))
+        else:
+            report["classes"] = dict(
+                zip(info.label_names, dataset.labels.sum(axis=0).tolist(), strict=True)
+            )
+        if dataset.splits is not None:
+            counts = np.bincount(dataset.splits, minlength=3)
+            report["splits"] = dict(zip(("train", "val", "test"), counts.tolist(), strict=True))
+        if dataset.sites is not None:
+            counts = np.bincount(dataset.sites, minlength=len(info.site_names))
+            report["sites"] = dict(zip(info.site_names, counts.tolist(), strict=True))
+        if dataset.patients is not None:
+            report["patients"] = len(np.unique(dataset.patients))
+        reports.append(report)
+    if as_json:
+        click.echo(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
+        return
+    for report in reports:
+        click.echo(f"{report.pop('name')}: fine")
+        for key, value in report.items():
+            if value is None:
+                continue
+            if isinstance(value, dict):
+                shown = list(value.items())[:12]
+                text = ", ".join(f"{k} {v}" for k, v in shown)
+                more = len(value) - len(shown)
+                value = text + (f", and {more} more" if more else "")
+            click.echo(f"  {key}: {value}")

@@ -1,0 +1,379 @@
+"""The local engine: one fresh process for every job, forked from a server that has torch loaded.
+
+A job's process leads its own process group and dies with it. Whatever the operating system does
+to it, the job ends as a record: its own, or one that the engine writes in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from medbench.api import Place
+from medbench.errors import MedbenchError, OutputError
+from medbench.files import locked, output_error, write_bytes, write_json
+from medbench.jobs import Folders, Job, cell_state, training_state, write_failure
+from medbench.plan import Plan
+from medbench.plugins import Registry
+from medbench.records import read_record
+
+_POLL_S = 0.5
+_GRACE_S = 3.0
+_OUTPUT_TROUBLE = 75
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job, for whoever watches the run."""
+
+    kind: Literal["started", "progress", "finished"]
+    job: Job
+    status: str = ""
+    fraction: float = 0.0
+    text: str = ""
+    error: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What a run came to: how many cells were measured, failed, or were there before."""
+
+    measured: int = 0
+    failed: int = 0
+    kept: int = 0
+    kept_failed: int = 0
+    trainings: int = 0
+    plugin_faults: list[str] = field(default_factory=list)
+
+
+class Interrupted(MedbenchError):
+    """The run was stopped by Ctrl-C or a signal; what is recorded stays."""
+
+    exit_code = 130
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: Any
+    pipe: connection.Connection
+    started: float
+    fatal: str = ""
+
+
+Watch = Callable[[Event], None]
+
+
+def run_plan(
+    plan: Plan,
+    registry: Registry,
+    out: Path,
+    place: Place,
+    *,
+    suite_text: str,
+    workers: int,
+    threads: int,
+    retry_failed: bool = False,
+    watch: Watch = lambda event: None,
+) -> Outcome:
+    """Run what is missing of `plan` below `out`, `workers` jobs at a time.
+
+    Raises `OutputError` when the folder is in use by another run, full or read-only, and
+    `Interrupted` after Ctrl-C or SIGTERM; in each case finished records are whole.
+    """
+    _prepare(out)
+    with locked(out / ".lock", wait=False), _signals():
+        write_bytes(out / "suite.yaml", suite_text.encode())
+        engine = _Engine(plan, registry, out, place, workers, threads, retry_failed, watch)
+        return engine.run()
+
+
+def _prepare(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("records", "trainings", "logs", "cache"):
+            (out / name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise output_error(out, error) from error
+
+
+class _Engine:
+    def __init__(
+        self,
+        plan: Plan,
+        registry: Registry,
+        out: Path,
+        place: Place,
+        workers: int,
+        threads: int,
+        retry_failed: bool,
+        watch: Watch,
+    ) -> None:
+        self._registry, self._out, self._place = registry, out, place
+        self._workers, self._threads, self._watch = workers, threads, watch
+        self._folders = Folders(out)
+        self._timeout = plan.suite.cell_timeout_s
+        self._outcome = Outcome()
+        self._running: list[_Running] = []
+        self._context = multiprocessing.get_context("forkserver")
+        self._cells: list[Job] = []
+        for job in plan.cells:
+            state = cell_state(self._folders, job)
+            if state == "missing" or (state != "ok" and retry_failed):
+                self._cells.append(job)
+            elif state == "ok":
+                self._outcome.kept += 1
+            else:
+                self._outcome.kept_failed += 1
+        needed = {job.training_key for job in self._cells}
+        self._trained: dict[str, tuple[str, str]] = {}
+        self._trainings: list[Job] = []
+        for job in plan.trainings:
+            if job.key not in needed:
+                continue
+            state = training_state(self._folders, job)
+            if state[0] == "missing" or (state[0] != "ok" and retry_failed):
+                self._trainings.append(job)
+            else:
+                self._trained[job.key] = state
+        self._titles = {job.key: job.title for job in plan.trainings}
+
+    def run(self) -> Outcome:
+        if not self._cells:
+            return self._outcome
+        self._start_server()
+        try:
+            while self._trainings or self._cells or self._running:
+                self._fail_dependents()
+                while len(self._running) < self._workers:
+                    job = self._next()
+                    if job is None:
+                        break
+                    self._start(job)
+                if self._running:
+                    self._wait()
+        except BaseException:
+            for running in self._running:
+                _kill_group(running.process.pid)
+            for running in self._running:
+                running.process.join(_GRACE_S)
+            raise
+        return self._outcome
+
+    def _start_server(self) -> None:
+        # Read by the math libraries when they load, so they must be set before the server starts.
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(self._threads)
+        preload = ["medbench.worker"]
+        if any("timm" in str(job.request["backbone"]["name"]) for job in self._cells):
+            preload.append("timm")
+        self._context.set_forkserver_preload(preload)
+
+    def _next(self) -> Job | None:
+        # Trainings first: other jobs wait for them.
+        if self._trainings:
+            return self._trainings.pop(0)
+        for i, job in enumerate(self._cells):
+            if job.training_key is None or job.training_key in self._trained:
+                return self._cells.pop(i)
+        return None
+
+    def _fail_dependents(self) -> None:
+        for job in [c for c in self._cells if c.training_key in self._trained]:
+            status, error = self._trained[str(job.training_key)]
+            if status != "ok":
+                self._cells.remove(job)
+                title = self._titles[str(job.training_key)]
+                self._fail(job, status, "meta_train", f"Its training ({title}) failed: {error}")
+                self._finished(job, 0.0)
+
+    def _start(self, job: Job) -> None:
+        reader, writer = self._context.Pipe(duplex=False)
+        log = self._folders.log(job)
+        process = self._context.Process(
+            target=_child,
+            args=(job, self._out, self._place, self._threads, log, writer),
+            name=job.title,
+            daemon=False,
+        )
+        process.start()
+        writer.close()
+        self._running.append(_Running(job, process, reader, time.monotonic()))
+        self._watch(Event("started", job))
+
+    def _wait(self) -> None:
+        handles: list[Any] = []
+        for running in self._running:
+            handles.append(running.process.sentinel)
+            if not running.pipe.closed:
+                handles.append(running.pipe)
+        connection.wait(handles, timeout=_POLL_S)
+        for running in list(self._running):
+            self._listen(running)
+            if not running.process.is_alive():
+                self._end(running)
+            elif time.monotonic() - running.started > self._timeout:
+                _kill_group(running.process.pid)
+                running.process.join(_GRACE_S)
+                if self._missing(running.job):
+                    self._fail(
+                        running.job,
+                        "timeout",
+                        "run",
+                        f"Stopped after {self._timeout:g} s (cell_timeout_s of the suite).",
+                    )
+                self._end(running)
+
+    def _listen(self, running: _Running) -> None:
+        try:
+            while not running.pipe.closed and running.pipe.poll():
+                kind, fraction, text = running.pipe.recv()
+                if kind == "fatal":
+                    running.fatal = text
+                else:
+                    self._watch(Event("progress", running.job, fraction=fraction, text=text))
+        except (EOFError, OSError):
+            running.pipe.close()
+
+    def _end(self, running: _Running) -> None:
+        job, process = running.job, running.process
+        process.join()
+        self._listen(running)
+        # Children that the job left behind go with it.
+        _kill_group(process.pid)
+        running.pipe.close()
+        self._running.remove(running)
+        if running.fatal or process.exitcode == _OUTPUT_TROUBLE:
+            raise OutputError(running.fatal or f"{job.title}: the output could not be written.")
+        if self._missing(job):
+            self._fail(job, "crash", "run", _obituary(process.exitcode))
+        process.close()
+        self._finished(job, time.monotonic() - running.started)
+
+    def _missing(self, job: Job) -> bool:
+        if job.kind == "training":
+            return training_state(self._folders, job)[0] == "missing"
+        return cell_state(self._folders, job) == "missing"
+
+    def _fail(self, job: Job, status: str, stage: str, message: str) -> None:
+        write_failure(job, self._folders, status, stage, message)
+
+    def _finished(self, job: Job, seconds: float) -> None:
+        if job.kind == "training":
+            status, error = training_state(self._folders, job)
+            self._trained[job.key] = (status, error)
+            self._outcome.trainings += status == "ok"
+            self._watch(Event("finished", job, status=status, error=error, seconds=seconds))
+            return
+        record = read_record(self._folders.record(job))
+        self._outcome.measured += record.ok
+        self._outcome.failed += not record.ok
+        for fault in self._registry.announce(record.data):
+            self._outcome.plugin_faults.append(str(fault))
+        self._watch(
+            Event(
+                "finished",
+                job,
+                status=str(record.data["status"]),
+                error=str(record.data.get("error", "")),
+                seconds=seconds,
+            )
+        )
+
+
+def _obituary(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = " (the kernel does that when memory runs out)" if -code == signal.SIGKILL else ""
+        return f"Its process was killed by {name}{hint}."
+    return f"Its process ended with exit code {code} and without a record."
+
+
+def _child(
+    job: Job, out: Path, place: Place, threads: int, log: Path, pipe: connection.Connection
+) -> None:
+    """The body of a job's process."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    _die_with_parent()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.close(handle)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    last = 0.0
+
+    def progress(fraction: float, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if fraction < 0 or now - last > 0.2:
+            last = now
+            with contextlib.suppress(OSError):
+                pipe.send(("progress", fraction, text))
+
+    from medbench.worker import execute
+
+    try:
+        execute(job, out, place, threads, progress)
+    except OutputError as error:
+        pipe.send(("fatal", 0.0, str(error)))
+        os._exit(_OUTPUT_TROUBLE)
+
+
+def _die_with_parent() -> None:
+    """End this process group when the coordinator is gone, however it went."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        assert parent is not None
+        connection.wait([parent.sentinel])
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _kill_group(pid: int | None) -> None:
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM stops a run as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"Stopped by {signal.Signals(number).name}.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def write_plan(out: Path, plan: Plan) -> None:
+    """Keep the plan beside the records, for whoever asks later what a key stood for."""
+    jobs: Iterable[Job] = (*plan.trainings, *plan.cells)
+    write_json(
+        out / "plan.json",
+        [{"kind": j.kind, "key": j.key, "title": j.title, "ingredients": j.ingredients} for j in jobs],
+    )

@@ -1,0 +1,339 @@
+"""Frozen episodes: labels, a shape and a name in, index arrays and a digest out; pure numpy.
+
+Episode ``i`` depends on the key and on ``i`` alone, so any worker can draw any episode in any
+order. Randomness is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) used as a counter-based
+generator: numpy promises stable streams for its bit generators only, not for ``choice`` or
+``permutation``, and episodes must be the same with every numpy that users have.
+
+All episodes of a request are drawn together, by vector operations over episodes: nothing here
+loops over images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medbench.api import derive_seed
+from medbench.errors import ProtocolError
+
+Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+# Which draw a random word serves; draws of different kinds never share a counter.
+_CLASSES, _SUPPORT, _QUERY, _ORDER = range(4)
+_KIND_STRIDE = 1 << 40
+# Episodes drawn at a time: the working arrays of this many fit a core's cache.
+_BLOCK = 512
+_MAX_ATTEMPTS = 200
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Ways, shots and queries per class of an episode."""
+
+    way: int
+    shot: int
+    query: int
+
+    def __str__(self) -> str:
+        return f"{self.way}-way {self.shot}-shot {self.query}-query"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some consecutive episodes of one pool, as indices into the dataset.
+
+    ``support`` is ``(n, way * shot)``, class after class, so its labels are ``support_labels``
+    in every episode. ``query`` and ``query_labels`` are ``(n, way * query)``, shuffled. ``classes``
+    ``(n, way)`` holds the dataset's class behind each episode label.
+    """
+
+    first: int
+    shape: Shape
+    classes: Ints
+    support: Ints
+    query: Ints
+    query_labels: Ints
+
+    @property
+    def support_labels(self) -> Ints:
+        """Labels ``(way * shot,)`` of the support set, the same in every episode."""
+        return np.repeat(np.arange(self.shape.way), self.shape.shot)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+class Pool:
+    """The images that episodes of one target, or one source dataset, are drawn from.
+
+    ``support`` and ``query`` hold, for each class, the dataset indices that may serve on that side.
+    Where a class has the same images on both sides, an image is used once in an episode. With
+    `patients` (one identity for each dataset index) no patient is on both sides of an episode.
+    """
+
+    def __init__(
+        self,
+        support: Sequence[Ints],
+        query: Sequence[Ints] | None = None,
+        patients: Ints | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        """`query` None: both sides share the images. `classes`: the dataset's class numbers."""
+        self.shared = query is None
+        sides = [support, support if query is None else query]
+        self._flat = [np.concatenate([*side, np.empty(0, np.int64)]) for side in sides]
+        self._sizes = [np.array([len(c) for c in side], dtype=np.int64) for side in sides]
+        self._starts = [np.cumsum(sizes) - sizes for sizes in self._sizes]
+        self.classes = np.arange(len(support)) if classes is None else np.asarray(classes, np.int64)
+        self._patients = self._needed(patients)
+
+    def _needed(self, patients: Ints | None) -> Ints | None:
+        # Splits that already separate the patients need no care, and get the fast road.
+        if patients is None:
+            return None
+        if not self.shared:
+            sides = [np.unique(patients[flat]) for flat in self._flat]
+            if not np.intersect1d(*sides).size:
+                return None
+        elif len(np.unique(patients[self._flat[0]])) == len(self._flat[0]):
+            return None
+        return np.asarray(patients, dtype=np.int64)
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes episodes choose from."""
+        return len(self.classes)
+
+    @property
+    def images(self) -> Ints:
+        """Every dataset index that an episode can contain, ascending."""
+        return np.unique(np.concatenate(self._flat))
+
+    def problem(self, shape: Shape, label_names: Sequence[str] = ()) -> str | None:
+        """Why episodes of `shape` cannot be drawn, with the counts seen; None when they can."""
+
+        def name(i: int) -> str:
+            number = int(self.classes[i])
+            return repr(label_names[number]) if number < len(label_names) else f"class {number}"
+
+        if self.n_classes < shape.way:
+            return f"{shape.way}-way episodes need {shape.way} classes, and there are {self.n_classes}"
+        sides = (
+            [("images", self._sizes[0], shape.shot + shape.query)]
+            if self.shared
+            else [
+                ("support images", self._sizes[0], shape.shot),
+                ("query images", self._sizes[1], shape.query),
+            ]
+        )
+        for what, sizes, need in sides:
+            i = int(np.argmin(sizes))
+            if sizes[i] < need:
+                return (
+                    f"{shape} episodes need {need} {what} in every class, and {name(i)} has "
+                    f"{int(sizes[i])}"
+                )
+        if self._patients is not None:
+            for i in range(self.n_classes):
+                n = len(np.unique(self._patients[self.members(0, i)]))
+                if n < 2 and self.shared:
+                    return (
+                        "support and query must not share a patient, and the images of "
+                        f"{name(i)} come from {n}"
+                    )
+        return None
+
+    def members(self, side: int, i: int) -> Ints:
+        """Dataset indices of the `i`-th class on a side (0 support, 1 query)."""
+        start = self._starts[side][i]
+        return self._flat[side][start : start + self._sizes[side][i]]
+
+    def draw(self, shape: Shape, key: str, first: int, count: int) -> Block:
+        """Episodes ``first ... first + count - 1`` of the sequence named `key`.
+
+        Raises `ProtocolError` when the pool is too small for `shape`.
+        """
+        trouble = self.problem(shape)
+        if trouble:
+            raise ProtocolError(trouble[0].upper() + trouble[1:] + ".")
+        seed = np.uint64(derive_seed("episodes", key))
+        blocks = [
+            self._draw(shape, seed, start, min(_BLOCK, first + count - start))
+            for start in range(first, first + count, _BLOCK)
+        ]
+        if len(blocks) == 1:
+            return blocks[0]
+
+        def join(field: str, width: int) -> Ints:
+            return np.concatenate(
+                [np.empty((0, width), np.int64), *(getattr(b, field) for b in blocks)]
+            )
+
+        return Block(
+            first=first,
+            shape=shape,
+            classes=join("classes", shape.way),
+            support=join("support", shape.way * shape.shot),
+            query=join("query", shape.way * shape.query),
+            query_labels=join("query_labels", shape.way * shape.query),
+        )
+
+    def _draw(self, shape: Shape, seed: np.uint64, first: int, count: int) -> Block:
+        way, shot, query = shape.way, shape.shot, shape.query
+        episode = np.arange(first, first + count, dtype=np.uint64)
+        state = _mix(seed + _GOLDEN * (episode + np.uint64(1)))
+        picked = _choose(
+            _uniform(state, _CLASSES, way), np.full(count, self.n_classes, dtype=np.int64)
+        )  # (way, count)
+        if self._patients is not None:
+            support, asked = self._by_patient(shape, state, picked, first)
+        else:
+            support, asked = self._by_image(shape, state, picked)
+        labels = np.repeat(np.arange(way), query)
+        order = _shuffle(_words(state, _ORDER, way * query))
+        return Block(
+            first=first,
+            shape=shape,
+            classes=self.classes[picked.T],
+            support=support.reshape(count, way * shot),
+            query=np.take_along_axis(asked.reshape(count, way * query), order, axis=1),
+            query_labels=labels[order],
+        )
+
+    def _by_image(self, shape: Shape, state: Words, picked: Ints) -> tuple[Ints, Ints]:
+        """Support ``(count, way, shot)`` and query ``(count, way, query)`` indices."""
+        way, count = picked.shape
+        lanes = picked.T.reshape(-1)  # one lane for each (episode, class)
+
+        def take(kind: int, side: int, k: int) -> Ints:
+            u = _uniform(state, kind, way * k).reshape(way, k, count)
+            u = u.transpose(1, 2, 0).reshape(k, count * way)
+            chosen = _choose(u, self._sizes[side][lanes]) + self._starts[side][lanes]
+            return self._flat[side][chosen].T.reshape(count, way, k)
+
+        if self.shared:
+            both = take(_SUPPORT, 0, shape.shot + shape.query)
+            return both[..., : shape.shot], both[..., shape.shot :]
+        return take(_SUPPORT, 0, shape.shot), take(_QUERY, 1, shape.query)
+
+    def _by_patient(
+        self, shape: Shape, state: Words, picked: Ints, first: int
+    ) -> tuple[Ints, Ints]:
+        """As `_by_image`, redrawing an episode until no patient is on both sides of it.
+
+        Support images are drawn first; queries come from the patients left over, all classes
+        considered. A draw that leaves too few queries is dropped whole, so that an episode is
+        uniform among those that keep the rule.
+        """
+        assert self._patients is not None
+        way, count = picked.shape
+        support = np.empty((count, way, shape.shot), np.int64)
+        asked = np.empty((count, way, shape.query), np.int64)
+        for e in range(count):
+            for attempt in range(_MAX_ATTEMPTS):
+                salted = _mix(state[e : e + 1] + _GOLDEN * np.array([attempt + 1], np.uint64))
+                drawn = self._one_by_patient(shape, salted, picked[:, e], support[e], asked[e])
+                if drawn:
+                    break
+            else:
+                raise ProtocolError(
+                    f"Episode {first + e}: {shape} with no patient on both sides was not found in "
+                    f"{_MAX_ATTEMPTS} draws. Ask for fewer shots or queries, or for fewer ways."
+                )
+        return support, asked
+
+    def _one_by_patient(
+        self, shape: Shape, state: Words, picked: Ints, support: Ints, asked: Ints
+    ) -> bool:
+        assert self._patients is not None
+        for j, i in enumerate(picked):
+            pool = self.members(0, int(i))
+            u = _uniform(state, _SUPPORT, shape.shot, offset=j * shape.shot)
+            support[j] = pool[_choose(u, np.array([len(pool)]))[:, 0]]
+        taken = self._patients[support]
+        for j, i in enumerate(picked):
+            pool = self.members(1, int(i))
+            free = pool[~np.isin(self._patients[pool], taken)]
+            if len(free) < shape.query:
+                return False
+            u = _uniform(state, _QUERY, shape.query, offset=j * shape.query)
+            asked[j] = free[_choose(u, np.array([len(free)]))[:, 0]]
+        return True
+
+
+def digest(block: Block) -> str:
+    """A fingerprint of episodes: BLAKE2b-128 over their indices and labels, in hexadecimal."""
+    h = hashlib.blake2b(digest_size=16)
+    for array in (block.classes, block.support, block.query, block.query_labels):
+        h.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+    return h.hexdigest()
+
+
+def _mix(x: Words) -> Words:
+    """SplitMix64's finaliser, element by element."""
+    x = (x ^ (x >> np.uint64(30))) * _MIX1
+    x = (x ^ (x >> np.uint64(27))) * _MIX2
+    return x ^ (x >> np.uint64(31))
+
+
+def _words(state: Words, kind: int, n: int, offset: int = 0) -> Words:
+    """Random 64-bit words ``(n, len(state))``: word ``j`` of draw `kind` for each state."""
+    start = kind * _KIND_STRIDE + offset + 1
+    counter = np.arange(start, start + n, dtype=np.uint64) * _GOLDEN
+    return _mix(state[None, :] + counter[:, None])
+
+
+def _uniform(state: Words, kind: int, n: int, offset: int = 0) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) of 53 random bits, ``(n, len(state))``."""
+    return (_words(state, kind, n, offset) >> np.uint64(11)) * 2.0**-53
+
+
+def _choose(u: NDArray[np.float64], sizes: Ints) -> Ints:
+    """For each lane, ``k`` of ``sizes`` things without replacement, in random order: ``(k, lanes)``.
+
+    Fisher-Yates on a virtual array: step ``t`` swaps places ``t`` and ``t + floor(u (n - t))``.
+    Only the places written so far differ from the identity, and those are looked up among the
+    earlier steps, which costs k^2 vector operations and no array of length n.
+    """
+    k, lanes = u.shape
+    places = np.empty((k, lanes), np.int64)
+    values = np.empty((k, lanes), np.int64)  # what step s moved into places[s]
+    out = np.empty((k, lanes), np.int64)
+    for t in range(k):
+        place = (u[t] * (sizes - t)).astype(np.int64) + t
+        there = place.copy()
+        here = np.full(lanes, t, np.int64)
+        for s in range(t):
+            np.copyto(there, values[s], where=places[s] == place)
+            np.copyto(here, values[s], where=places[s] == t)
+        places[t], values[t], out[t] = place, here, there
+    return out
+
+
+def _shuffle(words: Words) -> Ints:
+    """A uniformly random order of the rows for each column: ``(columns, rows)``.
+
+    The row number replaces the low bits of each word, so that one sort of plain integers gives
+    the permutation, and ties (2^-48 and rarer) break by row.
+    """
+    n = len(words)
+    bits = np.uint64(max(1, (n - 1).bit_length()))
+    low = (np.uint64(1) << bits) - np.uint64(1)
+    keys = np.sort(((words >> bits) << bits | np.arange(n, dtype=np.uint64)[:, None]).T, axis=1)
+    return (keys & low).astype(np.int64)
+
+
+def uniforms(key: str, index: int, n: int) -> NDArray[np.float64]:
+    """`n` uniform numbers in [0, 1) that depend on `key` and `index` alone, ``(n,)``."""
+    seed = np.uint64(derive_seed("uniforms", key))
+    state = _mix(seed + _GOLDEN * np.array([index + 1], dtype=np.uint64))
+    return _uniform(state, _CLASSES, n)[:, 0]

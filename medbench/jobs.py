@@ -1,0 +1,176 @@
+"""Jobs as plain data, where a run keeps their files, and the record of one that failed.
+
+Needs no torch: the coordinating process writes the records of jobs whose process died.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medbench.errors import DataError
+from medbench.files import write_json
+from medbench.records import SCHEMA, read_record, write_record
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training or a cell, as plain data that another process can be given.
+
+    ``ingredients`` is what ``key`` is the hash of: what a stale record is compared with.
+    """
+
+    kind: str
+    key: str
+    title: str
+    slug: str
+    ingredients: Mapping[str, Any]
+    training_key: str | None
+    request: Mapping[str, Any]
+
+    @property
+    def file_stem(self) -> str:
+        """The name of this job's files: readable, and unique through its key."""
+        return f"{self.slug}-{self.key[:12]}"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a run keeps its files."""
+
+    out: Path
+
+    def record(self, job: Job) -> Path:
+        """The JSON file of a cell's record."""
+        return self.out / "records" / f"{job.file_stem}.json"
+
+    def training(self, job: Job) -> Path:
+        """The folder of a training."""
+        return self.out / "trainings" / job.key
+
+    def log(self, job: Job) -> Path:
+        """The file with what a job printed."""
+        return self.out / "logs" / f"{job.file_stem}.log"
+
+    @property
+    def features(self) -> Path:
+        """The feature cache."""
+        return self.out / "cache" / "features"
+
+
+def write_failure(job: Job, folders: Folders, status: str, stage: str, message: str) -> None:
+    """Leave the record of a job that failed. Raises `OutputError`."""
+    tail = log_tail(folders.log(job))
+    created = now()
+    if job.kind == "training":
+        write_json(
+            folders.training(job) / "training.json",
+            {
+                "key": job.key,
+                "title": job.title,
+                "status": status,
+                "stage": stage,
+                "error": message,
+                "log_tail": tail,
+                "ingredients": job.ingredients,
+                "created": created,
+            },
+        )
+        return
+    write_record(
+        folders.record(job),
+        {
+            **header(job),
+            "status": status,
+            "stage": stage,
+            "error": message,
+            "log_tail": tail,
+            "created": created,
+        },
+    )
+
+
+def log_tail(path: Path, lines: int = 20, limit: int = 4000) -> list[str]:
+    """The last lines of a log, without the folders of this machine."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - limit))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    for folder in (str(Path.cwd()), str(Path.home())):
+        text = text.replace(folder + os.sep, "")
+    return [line[:300] for line in text.splitlines()[-lines:]]
+
+
+def header(job: Job) -> dict[str, Any]:
+    """What every record of a cell tells, measured or not."""
+    request = job.request
+    target = job.ingredients["target"]
+    protocol, _, version = str(target["protocol"]).rpartition("-v")
+    dataset, _, site = str(request["target_dataset"]).partition("@")
+    algorithm, backbone = request["algorithm"], request["backbone"]
+    way = int(str(target["id"]).rpartition(":")[2].partition("w")[0])
+    return {
+        "schema": SCHEMA,
+        "key": job.key,
+        "cell": {
+            "suite": request["suite"],
+            "protocol": protocol,
+            "protocol_version": int(version),
+            "target": target["id"],
+            "dataset": dataset,
+            "site": site or None,
+            "way": way,
+            "shot": request["shot"],
+            "backbone": backbone["name"],
+            "backbone_label": backbone["label"] or backbone["name"],
+            "weights": "file" if "/" in backbone["weights"] else backbone["weights"],
+            "algorithm": algorithm["name"],
+            "algorithm_label": algorithm["label"] or algorithm["name"],
+            "seed": request["seed"],
+            "budget_episodes": request["budget_episodes"] if job.training_key else None,
+        },
+        "request": {**request, "backbone": {**backbone, "weights": Path(backbone["weights"]).name}},
+        "ingredients": job.ingredients,
+        "training_key": job.training_key,
+    }
+
+
+def now() -> str:
+    """The time in UTC, to the microsecond, as ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def training_state(folders: Folders, job: Job) -> tuple[str, str]:
+    """Status and error of a training: ``missing``, ``ok``, or why it failed."""
+    folder = folders.training(job)
+    try:
+        data = json.loads((folder / "training.json").read_text())
+        status = str(data["status"])
+    except (OSError, ValueError, KeyError):
+        return "missing", ""
+    if status == "ok" and not (folder / "learned.safetensors").is_file():
+        return "missing", ""
+    return status, str(data.get("error", ""))
+
+
+def cell_state(folders: Folders, job: Job) -> str:
+    """Status of a cell: ``missing``, or its record's. A damaged record counts as missing."""
+    path = folders.record(job)
+    if not path.exists():
+        return "missing"
+    try:
+        record = read_record(path)
+        if record.data["key"] != job.key:
+            return "missing"
+        if record.ok:
+            record.scores()
+    except DataError:
+        return "missing"
+    return str(record.data["status"])

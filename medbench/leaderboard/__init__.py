@@ -1,0 +1,1 @@
+"""Leaderboards: views computed from records alone."""

@@ -1,0 +1,129 @@
+"""Protocols: the fixed, versioned rules of a comparison, read from YAML and validated."""
+
+from __future__ import annotations
+
+import importlib.resources
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
+
+from medbench.errors import ConfigError, PluginError
+from medbench.plugins import Entry, Registry
+from medbench.yamlfile import Document, Model
+
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+Scalar = StrictBool | StrictInt | float | StrictStr | None
+
+
+def _as_reference(value: Any) -> Any:
+    # A bare name is the common case of an entry without settings.
+    return {"name": value} if isinstance(value, str) else value
+
+
+class DatasetRef(Model):
+    """A dataset by name, with parameters; `optional` ones are used where they are found."""
+
+    name: StrictStr
+    params: dict[str, Scalar] = {}
+    optional: StrictBool = False
+
+
+class Fractions(Model):
+    """Numbers of classes for meta-training, validation and test, in a seeded random order."""
+
+    train: PositiveInt
+    val: Annotated[int, Field(ge=0, strict=True)]
+    test: PositiveInt
+    seed: StrictInt = 0
+
+
+class TrainShape(Model):
+    """The shape of source tasks and the budget of meta-training, where an algorithm sets none."""
+
+    way: PositiveInt = 5
+    shot: PositiveInt = 5
+    query: PositiveInt = 15
+    episodes: PositiveInt = 1000
+
+
+Reference = Annotated[DatasetRef, BeforeValidator(_as_reference)]
+
+
+class Protocol(Model):
+    """The rules: what is meta-trained on, what is tested, with which episodes."""
+
+    name: StrictStr
+    version: PositiveInt
+    summary: StrictStr
+    setting: Literal["within_dataset", "cross_domain", "leave_one_site_out"]
+    task_kind: Literal["classification"] = "classification"
+    datasets: Annotated[tuple[Reference, ...], Field(min_length=1)]
+    targets: tuple[StrictStr, ...] | None = None
+    class_split: StrictStr | Fractions | None = None
+    image_size: PositiveInt = 28
+    channels: Literal[1, 3] = 3
+    way: PositiveInt | Literal["all"] = "all"
+    shots: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
+    queries: PositiveInt = 15
+    episodes: PositiveInt = 600
+    cost_episodes: PositiveInt = 20
+    validation_episodes: PositiveInt = 100
+    train: TrainShape = TrainShape()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Protocol:
+        if self.setting == "within_dataset" and self.class_split is None:
+            raise ValueError(
+                "setting within_dataset needs class_split: the name of a split of the dataset, or "
+                "numbers of classes {train: 12, val: 4, test: 8}."
+            )
+        if self.setting != "within_dataset" and self.class_split is not None:
+            raise ValueError(f"class_split is for within_dataset, and setting is {self.setting}.")
+        if self.setting == "cross_domain" and len(self.datasets) < 2:
+            raise ValueError("setting cross_domain needs at least two datasets.")
+        names = [d.name for d in self.datasets]
+        for name in names:
+            if names.count(name) > 1 and len({str(d.params) for d in self.datasets}) == 1:
+                raise ValueError(f"dataset {name!r} is given twice.")
+        for target in self.targets or ():
+            # With leave_one_site_out the targets are sites, which only the data know.
+            if target not in names and self.setting != "leave_one_site_out":
+                raise ValueError(f"target {target!r} is not among the datasets {', '.join(names)}.")
+        if len(set(self.shots)) != len(self.shots):
+            raise ValueError(f"shots {list(self.shots)} names one twice.")
+        if self.cost_episodes > self.episodes:
+            raise ValueError(
+                f"cost_episodes is {self.cost_episodes}, and there are {self.episodes} episodes."
+            )
+        return self
+
+    @property
+    def id(self) -> str:
+        """Name and version, ``NAME-vVERSION``."""
+        return f"{self.name}-v{self.version}"
+
+
+def load_protocol(registry: Registry, name: str) -> tuple[Protocol, Entry]:
+    """The protocol called `name`, from the plugin that brings it.
+
+    Raises `UsageError` for an unknown name, `PluginError` when the plugin's file is not usable.
+    """
+    entry = registry.get("protocols", name)
+    return _load(entry), entry
+
+
+def _load(entry: Entry) -> Protocol:
+    package, _, inside = entry.spec.resource.partition(":")
+    try:
+        text = importlib.resources.files(package).joinpath(inside).read_text(encoding="utf-8")
+        protocol = Document(text, f"{package}/{inside}").validate(Protocol)
+    except (OSError, ModuleNotFoundError, ConfigError) as error:
+        raise PluginError(
+            f"protocol {entry.name!r} of {entry.origin()} cannot be used: {error}"
+        ) from error
+    if (protocol.name, protocol.version) != (entry.spec.name, entry.spec.version):
+        raise PluginError(
+            f"protocol {entry.name!r} of {entry.origin()}: the spec says {entry.spec.name} version "
+            f"{entry.spec.version}, and its file {protocol.name} version {protocol.version}."
+        )
+    return protocol

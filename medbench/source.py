@@ -1,0 +1,123 @@
+"""The meta-training side of a target, as tensors: tasks, batches and sweeps of source images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medbench.api import InputSpec, Support, Task, derive_seed
+from medbench.embed import ImageStore, to_input
+from medbench.episodes import Pool, Shape, uniforms
+from medbench.errors import ProtocolError
+from medbench.tasks import SourceSet
+
+
+class TaskSource:
+    """`medbench.api.Source` over source sets; every draw depends on seed and step alone."""
+
+    def __init__(
+        self,
+        sets: Sequence[SourceSet],
+        spec: InputSpec,
+        device: torch.device,
+        seed: int,
+        shape: Mapping[str, int | None],
+    ) -> None:
+        """`shape` may override ``way``, ``shot`` and ``query`` of the protocol's training tasks.
+
+        Raises `ProtocolError` when no source set can serve the shape.
+        """
+        self._spec, self._device, self._seed = spec, device, seed
+        self._stores: dict[int, ImageStore] = {}
+        self._sets: list[tuple[SourceSet, Shape]] = []
+        reasons: list[str] = []
+        for one in sets:
+            own = one.train_shape
+            wanted = Shape(
+                min(shape.get("way") or own.way, one.train.n_classes),
+                shape.get("shot") or own.shot,
+                shape.get("query") or own.query,
+            )
+            trouble = one.train.problem(wanted, one.opened.dataset.info.label_names)
+            if trouble:
+                reasons.append(f"{one.id}: {trouble}")
+            else:
+                self._sets.append((one, wanted))
+        if not self._sets:
+            raise ProtocolError(f"No source can serve the training tasks: {'; '.join(reasons)}.")
+        self.ways = tuple(sorted({s.way for _, s in self._sets}))
+        self.images_per_task = max(s.way * (s.shot + s.query) for _, s in self._sets)
+        self._class_ids: dict[tuple[str, int], int] = {}
+        for one, _ in self._sets:
+            for c in one.train.classes:
+                self._class_ids.setdefault((one.opened.name, int(c)), len(self._class_ids))
+        self.n_classes = len(self._class_ids)
+        self._by_class = [
+            [one.train.members(0, i) for i in range(one.train.n_classes)] for one, _ in self._sets
+        ]
+
+    def _read(self, one: SourceSet, indices: Any) -> Tensor:
+        dataset = one.opened.dataset
+        store = self._stores.setdefault(id(dataset), ImageStore(dataset))
+        return to_input(store.read(indices), self._spec, self._device)
+
+    def tasks(self, step: int, count: int = 1) -> list[Task]:
+        """`count` tasks for outer-loop step `step`; sources are drawn uniformly."""
+        found = []
+        for t in range(step * count, (step + 1) * count):
+            which = derive_seed("source", self._seed, t) % len(self._sets)
+            one, shape = self._sets[which]
+            found.append(self._task(one, one.train, shape, "train", t))
+        return found
+
+    def _task(self, one: SourceSet, pool: Pool, shape: Shape, part: str, t: int) -> Task:
+        block = pool.draw(shape, f"{part}/{self._seed}/{one.id}", t, 1)
+        images = self._read(one, np.concatenate([block.support[0], block.query[0]]))
+        n = block.support.shape[1]
+        labels = torch.from_numpy(block.support_labels).to(self._device)
+        seed = derive_seed("adapt", part, self._seed, t)
+        return Task(
+            Support(images[:n], labels, shape.way, (seed,)),
+            images[n:],
+            torch.from_numpy(block.query_labels[0]).to(self._device),
+        )
+
+    def validation(self, count: int) -> Iterator[Task]:
+        """The same `count` validation tasks each time, the sources taking turns."""
+        having = [(one, one.val, one.val_shape) for one, _ in self._sets]
+        having = [h for h in having if h[1] is not None]
+        for t in range(count if having else 0):
+            one, pool, shape = having[t % len(having)]
+            assert pool is not None
+            assert shape is not None
+            yield self._task(one, pool, shape, "val", t)
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
+        """Images and labels over all source classes: uniform in dataset, then class, then image."""
+        u = uniforms(f"batch/{self._seed}", step, 3 * size).reshape(3, size)
+        which = (u[0] * len(self._sets)).astype(np.int64)
+        images = torch.empty(
+            size, self._spec.channels, self._spec.size, self._spec.size, device=self._device
+        )
+        labels = torch.empty(size, dtype=torch.int64, device=self._device)
+        for s in np.unique(which):
+            one, rows = self._sets[s][0], np.flatnonzero(which == s)
+            classes = (u[1, rows] * one.train.n_classes).astype(np.int64)
+            indices = []
+            for row, c in zip(rows, classes, strict=True):
+                pool = self._by_class[s][c]
+                indices.append(pool[int(u[2, row] * len(pool))])
+                labels[row] = self._class_ids[one.opened.name, int(one.train.classes[c])]
+            images[torch.from_numpy(rows)] = self._read(one, np.array(indices))
+        return images, labels
+
+    def sweep(self, size: int = 256) -> Iterator[Tensor]:
+        """Every meta-training image once, source after source."""
+        for one, _ in self._sets:
+            rows = one.train.images
+            for start in range(0, len(rows), size):
+                yield self._read(one, rows[start : start + size])

@@ -1,0 +1,571 @@
+"""Runs one training or one cell in this process; a plugin's fault becomes a record.
+
+The only place that shows images to an algorithm. Query labels stay here: adaptation gets a
+`Support`, prediction gets query inputs, and the score is computed on this side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medbench import metrics
+from medbench.api import Algorithm, Backbone, Budget, Place, Predictor, Support, derive_seed
+from medbench.backbones import build_backbone, load_weights
+from medbench.config import AlgorithmRef, BackboneRef
+from medbench.embed import ImageStore, features_of, to_input, weights_digest
+from medbench.episodes import Block
+from medbench.episodes import digest as episodes_digest
+from medbench.errors import (
+    ContractError,
+    DataError,
+    MedbenchError,
+    NonFinite,
+    OutputError,
+    PluginError,
+    Unavailable,
+    UsageError,
+)
+from medbench.files import atomic, locked, write_json
+from medbench.jobs import Folders, Job, header, now, write_failure
+from medbench.measure import PeakMemory, clock, hardware, pick_device, versions
+from medbench.plan import train_params
+from medbench.plugins import Entry, Registry, load_factory, registry, resolve_params
+from medbench.protocols import load_protocol
+from medbench.records import write_record
+from medbench.source import TaskSource
+from medbench.tasks import Target, resolve
+from medbench.training import Progress, Run
+
+WARM_UP_EPISODES = 2
+EPISODES_PER_BLOCK = 50
+# Predictions of the two lanes may differ where two classes tie to rounding, and nowhere else.
+LANES_MUST_AGREE = 0.98
+_INDUCTIVE_TOLERANCE = 1e-3
+
+Stage = Callable[[str], None]
+
+
+def execute(job: Job, out: Path, place: Place, threads: int, progress: Progress) -> None:
+    """Run a job and leave its record, whatever happens in it.
+
+    Only what the operating system does to this process (a kill) leaves no record; the engine then
+    writes one in its place.
+    """
+    folders = Folders(out)
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    stage = "start"
+
+    def enter(name: str) -> None:
+        nonlocal stage
+        stage = name
+        progress(-1.0, name.replace("_", " "))
+
+    try:
+        if job.kind == "training":
+            _run_training(job, folders, place, progress, enter)
+        else:
+            _run_cell(job, folders, place, progress, enter)
+    except OutputError:
+        raise  # a full disk is the run's trouble, not this cell's
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        write_failure(job, folders, status_of(error), stage, describe(error))
+
+
+def status_of(error: BaseException) -> str:
+    """The record's status for an exception."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    ):
+        return "oom"
+    if isinstance(error, NonFinite):
+        return "non_finite"
+    if isinstance(error, ContractError):
+        return "contract"
+    if isinstance(error, Unavailable | DataError | UsageError | PluginError):
+        return "unavailable"
+    return "crash"
+
+
+def describe(error: BaseException) -> str:
+    """One line about an exception."""
+    if isinstance(error, MedbenchError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+# --- what both kinds of job need -----------------------------------------------------------------
+
+
+@dataclass
+class _Bench:
+    """The parts of one cell or training, built from its request."""
+
+    registry: Registry
+    target: Target
+    backbone: Backbone
+    entry: Entry
+    params: dict[str, Any]
+    device: torch.device
+    seed: int
+    stores: dict[int, ImageStore] = field(default_factory=dict)
+
+
+def _bench(job: Job, place: Place) -> _Bench:
+    request = job.request
+    found = registry()
+    protocol, _ = load_protocol(found, request["protocol"])
+    resolved = resolve(
+        found,
+        protocol,
+        place,
+        non_commercial=request["non_commercial"],
+        shots=[request["shot"]],
+        targets=[request["target_dataset"]],
+    )
+    target = next(t for t in resolved.targets if t.dataset_id == request["target_dataset"])
+    backbone_ref = BackboneRef(**request["backbone"])
+    algorithm_ref = AlgorithmRef(**request["algorithm"])
+    device = pick_device(request["device"])
+    backbone = build_backbone(
+        found,
+        backbone_ref,
+        image_size=protocol.image_size,
+        channels=protocol.channels,
+        seed=request["seed"],
+    )
+    entry = found.get("algorithms", algorithm_ref.name)
+    return _Bench(
+        found,
+        target,
+        backbone.to(device),
+        entry,
+        resolve_params(entry, algorithm_ref.params),
+        device,
+        request["seed"],
+    )
+
+
+def _make(entry: Entry, params: Mapping[str, Any], path: str | None = None) -> Any:
+    factory = load_factory(entry, path)
+    try:
+        return factory(**params)
+    except MedbenchError:
+        raise
+    except TypeError as error:
+        raise ContractError(
+            f"{entry.name} of {entry.origin()}: {path or entry.spec.factory} does not take the "
+            f"parameters of its spec ({', '.join(params) or 'none'}): {error}"
+        ) from error
+
+
+# --- meta-training -------------------------------------------------------------------------------
+
+
+def _run_training(
+    job: Job, folders: Folders, place: Place, progress: Progress, enter: Stage
+) -> None:
+    folder = folders.training(job)
+    enter("load")
+    bench = _bench(job, place)
+    protocol, spec = bench.target.protocol, bench.entry.spec
+    ref = AlgorithmRef(**job.request["algorithm"])
+    trainer = (
+        _make(bench.entry, train_params(bench.entry, ref), spec.trainer)
+        if spec.trainer
+        else _make(bench.entry, bench.params)
+    )
+    shape = {k: bench.params.get(f"train_{k}") for k in ("way", "shot", "query")}
+    source = TaskSource(bench.target.sources, bench.backbone.input, bench.device, bench.seed, shape)
+    plain = TaskSource(bench.target.sources, bench.backbone.input, bench.device, bench.seed, {})
+    episodes = int(job.request["budget_episodes"])
+    run = Run(
+        budget=Budget(episodes=episodes, images=episodes * plain.images_per_task),
+        seed=bench.seed,
+        device=bench.device,
+        source=source,
+        validation_episodes=protocol.validation_episodes,
+        checkpoint=folder / "checkpoint.safetensors",
+        progress=progress,
+    )
+    enter("meta_train")
+    torch.manual_seed(derive_seed("meta-train", bench.seed))
+    start = clock(bench.device)
+    with PeakMemory(bench.device) as peak:
+        learned = trainer.meta_train(bench.backbone, source, run)
+    elapsed = clock(bench.device) - start
+    _check_learned(learned, spec.name)
+    enter("save")
+    with atomic(folder / "learned.safetensors") as temporary:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in learned.items()}, temporary)
+    write_json(
+        folder / "training.json",
+        {
+            "key": job.key,
+            "title": job.title,
+            "status": "ok",
+            # What the steps took, over all resumptions, or all of it for a trainer without steps.
+            "train_s": run.seconds or elapsed,
+            "images_seen": run.images_seen,
+            "steps": run.n_steps,
+            "budget_episodes": episodes,
+            "budget_images": run.budget.images,
+            "selected_step": run.best_step,
+            "val_accuracy": run.best_accuracy,
+            "curve": run.curve,
+            "resumed_at": run.resumed_at,
+            "notes": run.notes,
+            "memory": peak.as_dict(),
+            "sources": [s.id for s in bench.target.sources],
+            "ingredients": job.ingredients,
+            "hardware": hardware(bench.device),
+            "versions": versions(),
+            "created": now(),
+        },
+    )
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def _check_learned(learned: Any, name: str) -> None:
+    if not isinstance(learned, Mapping) or not all(isinstance(v, Tensor) for v in learned.values()):
+        raise ContractError(f"{name}: meta_train must return named tensors.")
+    for key, tensor in learned.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NonFinite(f"{name}: the learned tensor {key} is not finite.")
+
+
+# --- cells ---------------------------------------------------------------------------------------
+
+
+def _run_cell(
+    job: Job, folders: Folders, place: Place, progress: Progress, enter: Stage
+) -> None:
+    enter("load")
+    bench = _bench(job, place)
+    target = bench.target
+    counts = {k: int(job.request[k]) for k in ("episodes", "cost_episodes")}
+    block = target.pool.draw(target.shape, target.episode_key, 0, counts["episodes"])
+    if episodes_digest(block) != job.ingredients["target"]["episodes"]:
+        raise DataError(
+            f"The episodes of {target.id} are not those that were planned: the data changed "
+            "while the suite was running. Run it again."
+        )
+    learned, training = _learned(job, folders)
+    backbone = bench.backbone
+    own = {k: v for k, v in learned.items() if k.startswith("backbone.")}
+    if own:
+        load_weights(backbone, own, f"training {str(job.training_key)[:12]}")
+    backbone.eval()
+    rest = {k: v.to(bench.device) for k, v in learned.items() if not k.startswith("backbone.")}
+    before = weights_digest(backbone)
+    algorithm = _make(bench.entry, bench.params)
+    if not isinstance(algorithm, Algorithm):
+        raise ContractError(
+            f"{bench.entry.name}: the factory returned {type(algorithm).__name__}, and a "
+            "medbench.api.Algorithm is needed."
+        )
+    enter("prepare")
+    algorithm.prepare(backbone, rest)
+    lanes = _Lanes(bench, algorithm, block, folders.features)
+    enter("cost_lane")
+    with _one_at_a_time(folders.out):
+        costs, cost_scores = lanes.cost(counts["cost_episodes"])
+    enter("accuracy_lane")
+    scores = lanes.accuracy(progress)
+    if weights_digest(backbone) != before:
+        raise ContractError(
+            f"{bench.entry.name} changed the backbone it was given (parameters or buffers); adapt "
+            "a copy, or use torch.func.functional_call."
+        )
+    enter("check")
+    costs["lanes_agree"] = lanes.compare(scores, cost_scores)
+    enter("score")
+    measured = metrics.classification(scores, block.query_labels)
+    enter("save")
+    data = header(job) | {
+        "status": "ok",
+        "n_episodes": len(block),
+        "summary": {k: float(np.nanmean(v)) if not np.isnan(v).all() else None
+                    for k, v in measured.items()},
+        "costs": costs,
+        "training": training,
+        "traits": {
+            "works_on": bench.entry.spec.traits.works_on,
+            "transductive": bench.entry.spec.traits.is_transductive(bench.params),
+            "adapts": bench.entry.spec.traits.adapts,
+            "deterministic": bench.entry.spec.traits.deterministic,
+        },
+        "overlap": _overlap(bench, job),
+        "licences": _licences(bench),
+        "backbone": {
+            "parameters": sum(p.numel() for p in backbone.parameters()),
+            "bytes": sum(t.numel() * t.element_size() for t in backbone.state_dict().values()),
+            "n_features": backbone.n_features,
+            "input_size": backbone.input.size,
+            "origin": backbone.origin,
+            "weights_digest": before,
+        },
+        "hardware": hardware(bench.device),
+        "versions": versions(),
+        "created": now(),
+    }
+    data["cell"]["sources"] = [s.id for s in target.sources]
+    write_record(folders.record(job), data, measured)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(out: Path) -> Iterator[None]:
+    # Two cost lanes at once would time each other; other lanes may still run beside this one, and
+    # the record says so.
+    with locked(out / "cache" / "cost-lane.lock", wait=True):
+        yield
+
+
+def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """What the cell's training left, and its record. Raises when it failed."""
+    if job.training_key is None:
+        return {}, None
+    folder = folders.out / "trainings" / job.training_key
+    record = json.loads((folder / "training.json").read_text())
+    keep = ("key", "train_s", "images_seen", "steps", "budget_episodes", "budget_images",
+            "selected_step", "val_accuracy", "curve", "memory", "resumed_at", "notes")
+    return load_file(folder / "learned.safetensors"), {k: record[k] for k in keep}
+
+
+def _licences(bench: _Bench) -> dict[str, str]:
+    opened = [bench.target.opened, *(s.opened for s in bench.target.sources)]
+    return {o.name: o.dataset.info.licence for o in opened}
+
+
+def _overlap(bench: _Bench, job: Job) -> list[str]:
+    """What the model may have seen of the target's domain before the test, in words."""
+    found = []
+    target = bench.target
+    domain = target.opened.dataset.info.domain
+    if bench.entry.spec.traits.meta_trains:
+        same = {s.id for s in target.sources if s.opened.dataset.info.domain == domain}
+        if same and target.protocol.setting == "within_dataset":
+            found.append("meta-trained on other classes of the same dataset")
+        elif same:
+            found.append(f"meta-trained on the same domain: {', '.join(sorted(same))}")
+    spec = bench.registry.get("backbones", str(job.request["backbone"]["name"])).spec
+    if job.request["backbone"]["weights"] == "pretrained":
+        words = spec.pretrained_on.lower()
+        if domain.lower() in words or target.opened.name.lower() in words:
+            found.append(f"pretrained on the target's domain ({spec.pretrained_on})")
+    elif job.request["backbone"]["weights"] != "random":
+        found.append("weights from a file: what they were trained on is not known")
+    return found
+
+
+class _Lanes:
+    """The two ways of running a cell's episodes; both must predict alike."""
+
+    def __init__(self, bench: _Bench, algorithm: Algorithm, block: Block, cache: Path) -> None:
+        self._bench, self._algorithm, self._block, self._cache = bench, algorithm, block, cache
+        self._traits = bench.entry.spec.traits
+        self._store = ImageStore(bench.target.opened.dataset)
+        self._labels = torch.from_numpy(block.support_labels).to(bench.device)
+
+    def _support(self, inputs: Tensor, first: int, count: int | None) -> Support:
+        """A support set for one episode (`count` None), or for `count` of them."""
+        labels = self._labels if count is None else self._labels.expand(count, -1)
+        seeds = tuple(
+            derive_seed("adapt", self._bench.seed, self._bench.target.episode_key, i)
+            for i in range(first, first + (count or 1))
+        )
+        return Support(inputs, labels, self._block.shape.way, seeds)
+
+    def _input(self, rows: NDArray[np.int64]) -> Tensor:
+        return to_input(self._store.read(rows), self._bench.backbone.input, self._bench.device)
+
+    def _adapt(self, support: Support) -> Predictor:
+        name = self._bench.entry.name
+        kept = support.inputs.clone(), support.labels.clone()
+        predictor = self._algorithm.adapt(support)
+        if not isinstance(predictor, Predictor):
+            raise ContractError(
+                f"{name}: adapt returned {type(predictor).__name__}, and a "
+                "medbench.api.Predictor is needed."
+            )
+        if not (torch.equal(kept[0], support.inputs) and torch.equal(kept[1], support.labels)):
+            raise ContractError(f"{name}: adapt changed the support set it was given.")
+        return predictor
+
+    def _check(self, scores: Any, query: Tensor, first: int) -> Tensor:
+        name = self._bench.entry.name
+        lead = query.shape[:-1] if self._traits.works_on == "features" else query.shape[:1]
+        want = (*lead, self._block.shape.way)
+        if not isinstance(scores, Tensor) or tuple(scores.shape) != want:
+            seen = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ContractError(f"{name}: predict returned {seen}, and {want} is needed.")
+        if not scores.is_floating_point():
+            raise ContractError(f"{name}: predict returned {scores.dtype}; scores are floats.")
+        if not torch.isfinite(scores).all():
+            raise NonFinite(f"{name}: scores are not finite in episode {first} or soon after.")
+        return scores.detach().to("cpu", torch.float64)
+
+    def accuracy(self, progress: Progress) -> NDArray[np.float64]:
+        """Scores of every episode, ``(n, n_query, n_way)``."""
+        n, block = len(self._block), self._block
+        out: list[Tensor] = []
+        if self._traits.works_on == "features":
+            rows = np.unique(np.concatenate([block.support.ravel(), block.query.ravel()]))
+            # All images of the pool, so that every shot of this target shares one cache file.
+            rows = np.union1d(rows, self._bench.target.pool.images)
+            features = features_of(
+                self._bench.backbone,
+                self._bench.target.opened.dataset,
+                self._store,
+                rows,
+                self._bench.device,
+                self._cache,
+            ).to(self._bench.device)
+            support = torch.from_numpy(np.searchsorted(rows, block.support))
+            query = torch.from_numpy(np.searchsorted(rows, block.query))
+            step = EPISODES_PER_BLOCK if self._traits.batched else 1
+            for first in range(0, n, step):
+                some = slice(first, min(first + step, n))
+                s, q = features[support[some]], features[query[some]]
+                if self._traits.batched:
+                    predictor = self._adapt(self._support(s, first, len(s)))
+                    scores = self._check(predictor.predict(q), q, first)
+                else:
+                    predictor = self._adapt(self._support(s[0], first, None))
+                    scores = self._check(predictor.predict(q[0]), q[0], first)[None]
+                if first == 0:
+                    self._check_inductive(s[:1], q[:1])
+                out.append(scores)
+                progress((first + len(s)) / n, f"episode {first + len(s)}/{n}")
+        else:
+            for i in range(n):
+                predictor = self._adapt(self._support(self._input(block.support[i]), i, None))
+                q = self._input(block.query[i])
+                out.append(self._check(predictor.predict(q), q, i)[None])
+                if i == 0:
+                    self._check_inductive(self._input(block.support[i])[None], q[None])
+                progress((i + 1) / n, f"episode {i + 1}/{n}")
+        found: NDArray[np.float64] = torch.cat(out).numpy()
+        return found
+
+    def _check_inductive(self, support: Tensor, query: Tensor) -> None:
+        """A method that says it is inductive scores queries alone as it does together."""
+        if self._traits.is_transductive(self._bench.params) or not self._traits.deterministic:
+            return
+        predictor = self._adapt(self._support(support[0], 0, None))
+        together = predictor.predict(query[0]).detach()
+        few = min(3, query.shape[1])
+        alone = torch.cat([predictor.predict(query[0, i : i + 1]).detach() for i in range(few)])
+        scale = together.abs().max().clamp_min(1.0)
+        gap = float(((together[:few] - alone).abs() / scale).max())
+        if gap > _INDUCTIVE_TOLERANCE:
+            raise ContractError(
+                f"{self._bench.entry.name} declares itself inductive, and scores a query "
+                f"differently alone than among others (by {gap:.2g} of the largest score). "
+                "Declare the trait transductive, or make each query independent of the others."
+            )
+
+    def cost(self, n: int) -> tuple[dict[str, Any], NDArray[np.float64]]:
+        """Times and memory of `n` episodes one by one from raw images, and their scores."""
+        device = self._bench.device
+        works_on_features = self._traits.works_on == "features"
+        backbone = self._bench.backbone
+        times: dict[str, list[float]] = {
+            k: [] for k in ("support_feature_s", "adapt_s", "query_feature_s", "predict_s")
+        }
+        scores: list[Tensor] = []
+        n_adapted = 0
+
+        def inputs(images: Any) -> Tensor:
+            x = to_input(images, backbone.input, device)
+            if not works_on_features:
+                return x
+            with torch.inference_mode():
+                features: Tensor = backbone(x)
+            # A clone is an ordinary tensor again, which an algorithm may differentiate through.
+            return features.clone()
+
+        def episode(i: int) -> tuple[list[float], Tensor, int]:
+            support_images = self._store.read(self._block.support[i])
+            query_images = self._store.read(self._block.query[i])
+            marks = [clock(device)]
+            support = self._support(inputs(support_images), i, None)
+            marks.append(clock(device))
+            predictor = self._algorithm.adapt(support)
+            marks.append(clock(device))
+            query = inputs(query_images)
+            marks.append(clock(device))
+            result = predictor.predict(query)
+            marks.append(clock(device))
+            checked = self._check(result, query, i)
+            return list(np.diff(marks)), checked, predictor.n_adapted
+
+        for i in range(min(WARM_UP_EPISODES, n)):
+            episode(i)
+        gc.collect()
+        _trim()
+        with PeakMemory(device) as peak:
+            for i in range(n):
+                seconds, result, n_adapted = episode(i)
+                for name, value in zip(times, seconds, strict=True):
+                    times[name].append(value)
+                scores.append(result)
+        total_adapt = np.add(times["support_feature_s"], times["adapt_s"])
+        total_predict = np.add(times["query_feature_s"], times["predict_s"])
+        summary = {name: _spread(np.asarray(values)) for name, values in times.items()}
+        summary["adaptation_s"] = _spread(total_adapt)
+        summary["prediction_s"] = _spread(total_predict)
+        load = os.getloadavg()[0]
+        return (
+            {
+                "n_episodes": n,
+                "warm_up_episodes": WARM_UP_EPISODES,
+                "times": summary,
+                "memory": peak.as_dict(),
+                "parameters_adapted": int(n_adapted),
+                "load_average": load,
+                "exclusive": False,
+            },
+            torch.stack(scores).numpy(),
+        )
+
+    def compare(self, fast: NDArray[np.float64], slow: NDArray[np.float64]) -> float:
+        """The share of equal predictions of the two lanes. Raises `ContractError` when too low."""
+        agree = float((fast[: len(slow)].argmax(-1) == slow.argmax(-1)).mean())
+        if self._traits.deterministic and agree < LANES_MUST_AGREE:
+            raise ContractError(
+                f"{self._bench.entry.name}: predictions in batches and one by one agree on "
+                f"{100 * agree:.1f} % of the queries. Its batched form differs from its single "
+                "form, it keeps state between episodes, or it draws from a global generator."
+            )
+        return agree
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+    q25, median, q75, p95 = np.percentile(values, [25, 50, 75, 95])
+    return {"median": float(median), "p95": float(p95), "iqr": float(q75 - q25),
+            "mean": float(values.mean()), "min": float(values.min())}
+
+
+def _trim() -> None:
+    # Freed memory that malloc still holds would hide what the next scope allocates.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

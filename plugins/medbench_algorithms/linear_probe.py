@@ -1,0 +1,50 @@
+"""Logistic regression on frozen features, solved to convergence."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from torch.nn import functional as F
+
+from medbench.api import Algorithm, Support
+from medbench_algorithms.linear import LinearPredictor, one_hot
+from medbench_algorithms.logistic import solve
+
+
+@final
+class LinearProbe(Algorithm):
+    """The linear classifier that scikit-learn's ``LogisticRegression(C=C)`` would fit.
+
+    It minimises ``||W||^2 / 2 + C * (sum of log losses)`` with a free intercept. ``normalize``:
+    ``none`` takes features as they are; ``l2`` scales them to unit length first, after which
+    ``C`` wants to be larger. The backbone comes from the shared `Supervised` trainer, whose
+    parameters (``pretrain``, ``lr``, ``batch_size``) are of no concern here.
+    """
+
+    def __init__(
+        self,
+        *,
+        C: float = 1.0,
+        normalize: Literal["none", "l2"] = "none",
+        pretrain: str = "none",
+        lr: float = 1e-3,
+        batch_size: int = 64,
+    ) -> None:
+        del pretrain, lr, batch_size
+        self.C = C
+        self.normalize = normalize
+
+    def adapt(self, support: Support) -> LinearPredictor:
+        """Fit one classifier an episode on support features ``(..., n_support, d)``."""
+        features = support.inputs
+        if self.normalize == "l2":
+            features = F.normalize(features, dim=-1)
+        # In float64, and only there, badly scaled features still give six digits.
+        x = features.double()
+        centre = x.mean(-2, keepdim=True)
+        x = x - centre
+        # Two classes have one weight vector w = w1 - w0 there; the penalty on the pair
+        # w1 = -w0 = w / 2 is half of that on w.
+        C = self.C / 2 if support.n_way == 2 else self.C
+        dual, bias = solve(x @ x.mT, one_hot(support.labels, support.n_way), C)
+        return LinearPredictor(dual.mT @ x, bias, centre, unit_length=self.normalize == "l2")

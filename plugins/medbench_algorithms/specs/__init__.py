@@ -1,0 +1,10 @@
+"""What `medbench list` shows of the bundled algorithms: no torch is imported here."""
+
+from __future__ import annotations
+
+from medbench.api import AlgorithmSpec
+from medbench_algorithms.specs import metric
+
+__all__ = ["ALL"]
+
+ALL: tuple[AlgorithmSpec, ...] = (*metric.SPECS,)

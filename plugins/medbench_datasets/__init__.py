@@ -1,0 +1,13 @@
+"""Bundled datasets: MedMNIST, users' own files, Omniglot, and synthetic images without any file."""
+
+from __future__ import annotations
+
+from medbench.api import DatasetSpec, hookimpl
+
+
+@hookimpl
+def medbench_datasets() -> list[DatasetSpec]:
+    """Every dataset this plugin brings."""
+    from medbench_datasets import _specs
+
+    return [_specs.SYNTHETIC, *_specs.medmnist(), *_specs.USER, _specs.OMNIGLOT]

@@ -1,0 +1,28 @@
+"""The bundled protocols: the YAML files beside this module."""
+
+from __future__ import annotations
+
+from medbench.api import ProtocolSpec, hookimpl
+
+_SUMMARIES = {
+    "synthetic-classes": "Made-up blood cells, unseen cell types; offline",
+    "synthetic-cross": "Made-up images, one imaging domain held out; offline",
+    "synthetic-sites": "Made-up blood cells, one laboratory held out; offline",
+    "omniglot-5w1s": "Omniglot, 5-way 1-shot, unseen characters (Vinyals split)",
+    "omniglot-5w5s": "Omniglot, 5-way 5-shot, unseen characters (Vinyals split)",
+    "omniglot-20w1s": "Omniglot, 20-way 1-shot, unseen characters (Vinyals split)",
+    "omniglot-20w5s": "Omniglot, 20-way 5-shot, unseen characters (Vinyals split)",
+    "medmnist-cross": "MedMNIST 2-D sets, one held-out dataset at a time",
+    "wbc-sites": "White blood cells, one held-out laboratory at a time",
+}
+
+
+@hookimpl
+def medbench_protocols() -> list[ProtocolSpec]:
+    """The protocols this plugin brings, as YAML files inside its package."""
+    return [
+        ProtocolSpec(
+            name=name, version=1, summary=summary, resource=f"medbench_protocols:{name}.yaml"
+        )
+        for name, summary in _SUMMARIES.items()
+    ]
