@@ -60,7 +60,8 @@ def build_plan(
             shots=ref.shots,
             targets=ref.targets,
         )
-        left_out += [f"{protocol.name}: {text}" for text in resolved.left_out]
+        if resolved.left_out:
+            left_out.append(f"{protocol.name} goes without {', '.join(resolved.left_out)}")
         for opened in resolved.datasets:
             licences[opened.name] = opened.dataset.info.licence
         counts = _counts(protocol, ref)

@@ -117,7 +117,7 @@ def _load(entry: Entry) -> Protocol:
     try:
         text = importlib.resources.files(package).joinpath(inside).read_text(encoding="utf-8")
         protocol = Document(text, f"{package}/{inside}").validate(Protocol)
-    except (OSError, ModuleNotFoundError, ConfigError) as error:
+    except (OSError, ImportError, TypeError, ConfigError) as error:
         raise PluginError(
             f"protocol {entry.name!r} of {entry.origin()} cannot be used: {error}"
         ) from error

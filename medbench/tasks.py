@@ -185,7 +185,7 @@ def resolve(
     if protocol.setting == "cross_domain" and len(opened) < 2:
         raise ProtocolError(
             f"protocol {protocol.name}: cross-domain training needs at least two datasets, and "
-            f"{len(opened)} was found. Left out: {'; '.join(left_out)}"
+            f"{len(opened)} is here. Left out: {', '.join(left_out)}."
         )
     for shot in shots or ():
         if shot not in protocol.shots:
@@ -244,7 +244,7 @@ def _open_all(
         except DataMissing as error:
             if not ref.optional:
                 raise
-            left_out.append(f"{ref.name}: {error}")
+            left_out.append(f"{ref.name} (not found)")
             continue
         info = one.dataset.info
         if info.non_commercial and not non_commercial:
@@ -254,7 +254,7 @@ def _open_all(
             )
             if not ref.optional:
                 raise ProtocolError(f"protocol {protocol.name}: dataset {ref.name}: {reason}.")
-            left_out.append(f"{ref.name}: {reason}")
+            left_out.append(f"{ref.name} ({reason})")
             continue
         if info.task_kind != protocol.task_kind:
             raise ProtocolError(
@@ -270,7 +270,8 @@ def _open_all(
         opened.append(one)
     if not opened:
         raise DataMissing(
-            f"protocol {protocol.name}: none of its datasets was found. " + " ".join(left_out)
+            f"protocol {protocol.name}: none of its datasets can be used: {', '.join(left_out)}. "
+            "Set MEDBENCH_DATA to the folder that holds them, or get them with 'medbench data get'."
         )
     return opened, left_out
 

@@ -22,16 +22,7 @@ from medbench.plan import Plan, build_plan, differences
 from medbench.plugins import registry
 from medbench.tasks import default_place
 
-_SHELL_EXAMPLES = """
-    \b
-    Examples:
-      medbench run quickstart
-      medbench run omniglot --dry-run
-      medbench run medmnist-cross --only retina --only breast --workers 2
-      medbench run my-suite.yaml --set seeds=[0,1,2] --set budget.episodes=500
-      medbench run quickstart --set algorithms.maml.params.inner_steps=3
-"""
-
+_TELL_EVERY_S = 30.0
 
 @click.command("run")
 @click.argument("suite")
@@ -70,6 +61,14 @@ def run_command(
 
     What is already recorded in the output folder is not run again, so the same command goes on
     after a stop. Exits with 0 when all cells were measured, 1 when some failed, 3 when none was.
+
+    \b
+    Examples:
+      medbench run quickstart
+      medbench run omniglot --dry-run
+      medbench run medmnist-cross --only retina --only breast --workers 2
+      medbench run my-suite.yaml --set seeds=[0,1,2] --set budget.episodes=500
+      medbench run quickstart --set algorithms.maml.params.inner_steps=3
     """
     found = registry()
     loaded, values = load_suite(suite, found, settings)
@@ -79,7 +78,7 @@ def run_command(
         say(f"plugin left out: {fault}")
     plan = _select(_plan(loaded, device, quiet), only)
     for text in plan.left_out:
-        say(f"left out: {text}")
+        say(f"{text}. ('medbench data get NAME' downloads a dataset.)")
     out = out or Path("runs") / loaded.name
     if dry_run:
         _print_plan(plan, out)
@@ -212,6 +211,7 @@ class _Screen:
         )
         self._all = self._progress.add_task("all jobs", total=None, note="")
         self._tasks: dict[str, Any] = {}
+        self._told = time.monotonic()
 
     def __enter__(self) -> _Screen:
         self._progress.start()
@@ -233,6 +233,12 @@ class _Screen:
             if fraction is not None:
                 update["completed"] = fraction
             self._progress.update(self._tasks[job.key], **update)
+            # Where nothing moves on the screen, a line now and then tells that all is well.
+            if not (self._live or self._quiet) and time.monotonic() - self._told > _TELL_EVERY_S:
+                self._told = time.monotonic()
+                self._console.print(
+                    f"...         {_brief(job)}: {event.text}", markup=False, highlight=False
+                )
         elif event.kind == "finished":
             if job.key in self._tasks:
                 self._progress.remove_task(self._tasks.pop(job.key))

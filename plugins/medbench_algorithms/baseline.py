@@ -50,9 +50,7 @@ class Baseline(Algorithm):
         features = support.inputs.reshape(-1, n, d)
         labels = support.labels.reshape(-1, n)
         weight, bias, orders = self._draw(support, n, d)
-        weight, bias = self._descend(
-            features, one_hot(labels, support.n_way), weight, bias, orders
-        )
+        weight, bias = self._descend(features, one_hot(labels, support.n_way), weight, bias, orders)
         return LinearPredictor(
             weight.reshape(*lead, support.n_way, d).to(support.inputs.dtype),
             bias.reshape(*lead, support.n_way).to(support.inputs.dtype),

@@ -8,8 +8,11 @@ from torch import Tensor
 from medbench.api import NonFinite
 
 _MAX_ITERATIONS = 100
-_TOLERANCE = 1e-10
+# A full Newton step that moves no logit by more leaves an error of about its square.
+_LAST_STEP = 1e-7
 _SMALLEST_STEP = 2.0**-30
+# Numbers in one (b, c, n, n) array: a processor's cache holds a few such, a GPU wants more work.
+_BLOCK_CPU, _BLOCK_GPU = 2**18, 2**25
 
 
 def solve(gram: Tensor, targets: Tensor, C: float) -> tuple[Tensor, Tensor]:
@@ -30,27 +33,33 @@ def solve(gram: Tensor, targets: Tensor, C: float) -> tuple[Tensor, Tensor]:
     gram, targets = gram.reshape(-1, n, n), targets.reshape(-1, n, c)
     if not torch.isfinite(gram).all():
         raise NonFinite("Support features are not finite, or too large to square.")
-    dual, bias = torch.zeros_like(targets), targets.new_zeros(len(targets), c)
+    numbers = _BLOCK_CPU if gram.device.type == "cpu" else _BLOCK_GPU
+    at_once = max(1, numbers // (c * n * n))
+    solved = [
+        _solve_block(g, y, C)
+        for g, y in zip(gram.split(at_once), targets.split(at_once), strict=True)
+    ]
+    dual, bias = (torch.cat(parts) for parts in zip(*solved, strict=True))
+    return dual.reshape(*lead, n, c), bias.reshape(*lead, c)
+
+
+def _solve_block(gram: Tensor, targets: Tensor, C: float) -> tuple[Tensor, Tensor]:
+    dual, bias = torch.zeros_like(targets), torch.zeros_like(targets[:, 0])
     # Problems drop out as they converge: a few hard ones do not hold up the rest.
     active = torch.arange(len(targets), device=gram.device)
     for _ in range(_MAX_ITERATIONS):
         g, y, a, b = gram[active], targets[active], dual[active], bias[active]
-        new_a, new_b = _newton(g, y, a, b, C)
-        new_a, new_b = _shorten(g, y, C, (a, b), (new_a, new_b))
-        dual[active], bias[active] = new_a, new_b
-        active = active[_residual(g, y, new_a, new_b, C) > _TOLERANCE]
+        step_a, step_b = _newton(g, y, a, b, C)
+        moved = (g @ step_a + step_b.unsqueeze(-2)).abs().amax((-2, -1))
+        size = (g @ a + b.unsqueeze(-2)).abs().amax((-2, -1))
+        done = moved <= _LAST_STEP * (1 + size)
+        share = _step_size(g, y, C, (a, b), (step_a, step_b)).masked_fill(done, 1.0)
+        dual[active] = a + share[:, None, None] * step_a
+        bias[active] = b + share[:, None] * step_b
+        active = active[~done]
         if not len(active):
             break
-    return dual.reshape(*lead, n, c), bias.reshape(*lead, c)
-
-
-def _residual(gram: Tensor, targets: Tensor, dual: Tensor, bias: Tensor, C: float) -> Tensor:
-    """How far each problem is from its optimum, ``(b,)``: there dual = C (y - p), sums zero."""
-    p = (gram @ dual + bias.unsqueeze(-2)).softmax(-1)
-    # Scaled by the kernel's size it bounds the error of a logit.
-    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1.0)
-    off = (dual - C * (targets - p)).abs().amax((-2, -1)) * scale
-    return torch.maximum(off, (targets - p).sum(-2).abs().amax(-1))
+    return dual, bias
 
 
 def _objective(gram: Tensor, targets: Tensor, dual: Tensor, bias: Tensor, C: float) -> Tensor:
@@ -59,64 +68,68 @@ def _objective(gram: Tensor, targets: Tensor, dual: Tensor, bias: Tensor, C: flo
     return 0.5 * (dual * span).sum((-2, -1)) - C * (targets * log_p).sum((-2, -1))
 
 
-def _shorten(
+def _step_size(
     gram: Tensor,
     targets: Tensor,
     C: float,
-    old: tuple[Tensor, Tensor],
-    new: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Halve the steps of the problems whose objective would rise."""
-    before = _objective(gram, targets, *old, C)
-    # At the optimum rounding may raise it by a few units in the last place.
-    allowed = before + 1e-13 * before.abs()
+    start: tuple[Tensor, Tensor],
+    step: tuple[Tensor, Tensor],
+) -> Tensor:
+    """The largest of 1, 1/2, 1/4, ... that does not raise a problem's objective, ``(b,)``."""
+    before = _objective(gram, targets, *start, C)
+    # Close to the optimum rounding may raise it by a few units in the last place.
+    allowed = before + 1e-11 * before.abs()
     size = torch.ones_like(before)
     while True:
-        dual = torch.lerp(old[0], new[0], size[:, None, None])
-        bias = torch.lerp(old[1], new[1], size[:, None])
+        dual = start[0] + size[:, None, None] * step[0]
+        bias = start[1] + size[:, None] * step[1]
         rising = ~(_objective(gram, targets, dual, bias, C) <= allowed)
         rising &= size > _SMALLEST_STEP
         if not rising.any():
-            return dual, bias
+            return size
         size = torch.where(rising, size / 2, size)
 
 
 def _newton(
     gram: Tensor, targets: Tensor, dual: Tensor, bias: Tensor, C: float
 ) -> tuple[Tensor, Tensor]:
-    """The full Newton step from `dual`, `bias`.
+    """The full Newton step of `dual` and `bias`.
 
-    With f = gram dual + 1 b^T, curvature W = C (diag(p) - p p^T) and gradient C (p - y), the next
-    dual solves ``dual + W (gram dual + 1 b^T) = W f - C (p - y) =: r`` under ``1^T dual = 0``.
-    With B = W (I + gram W)^-1 that is ``dual = r - B (gram r + 1 b^T)``, and b follows from
-    ``1^T B 1 b = 1^T (r - B gram r)``.
+    With curvature W = C (diag(p) - p p^T) and residual ``r = C (y - p) - dual``, the step (u, v)
+    solves ``u + W (gram u + 1 v^T) = r`` under ``1^T (dual + u) = 0``. With
+    B = W (I + gram W)^-1 that is ``u = r - B (gram r + 1 v^T)``, and v follows from
+    ``1^T B 1 v = 1^T (r - B gram r) + 1^T dual``. Solving for the step, whose right-hand side goes
+    to zero, and not for the next iterate, keeps the digits that badly scaled features cost.
     """
     n = gram.shape[-1]
-    f = gram @ dual + bias.unsqueeze(-2)
-    p = f.softmax(-1)
-    r = C * (p * f - p * (p * f).sum(-1, keepdim=True) - (p - targets))
+    p = (gram @ dual + bias.unsqueeze(-2)).softmax(-1)
+    r = C * (targets - p) - dual
     # E_k = D_k^1/2 (I + D_k^1/2 gram D_k^1/2)^-1 D_k^1/2 with D_k = C diag(p_k): (b, c, n, n).
     root = (C * p).sqrt().mT
     inner = root.unsqueeze(-1) * gram.unsqueeze(-3) * root.unsqueeze(-2)
     inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    E = torch.cholesky_inverse(torch.linalg.cholesky(inner))
-    E = root.unsqueeze(-1) * E * root.unsqueeze(-2)
-    total = torch.linalg.cholesky(E.sum(-3))
+    factor = torch.linalg.cholesky(inner)
+    half = torch.linalg.solve_triangular(factor, torch.diag_embed(root), upper=False)
+    total = torch.linalg.cholesky((half.mT @ half).sum(-3))
 
-    def apply_B(v: Tensor) -> Tensor:
-        """B v for v ``(b, n, c, m)``: blocks E, less what they share (R&W Eq. 3.47)."""
-        blocks = (E @ v.transpose(-3, -2)).transpose(-3, -2)
-        common = torch.cholesky_solve(blocks.sum(-2), total).unsqueeze(-3)
-        return blocks - (E @ common).transpose(-3, -2)
+    def within_classes(v: Tensor) -> Tensor:
+        # Solved anew for each v: multiplying with the inverse would lose twice the digits.
+        return root.unsqueeze(-1) * torch.cholesky_solve(root.unsqueeze(-1) * v, factor)
 
-    # One right-hand side for gram r, and one for each class's intercept.
+    def curve(v: Tensor) -> Tensor:
+        """B v for v ``(b, c, n, m)``: blocks E, less what they share (R&W Eq. 3.47)."""
+        blocks = within_classes(v)
+        common = torch.cholesky_solve(blocks.sum(-3), total).unsqueeze(-3)
+        return blocks - within_classes(common)
+
+    # One right-hand side for gram r, and one for the intercept of each class: (b, c, n, 1 + c).
     c = targets.shape[-1]
-    eye = torch.eye(c, dtype=gram.dtype, device=gram.device).expand(len(gram), n, c, c)
-    rhs = torch.cat([(gram @ r).unsqueeze(-1), eye], dim=-1)
-    solved = apply_B(rhs)
-    particular = r - solved[..., 0]
-    M = solved[..., 1:].sum(-3)
+    ones = torch.eye(c, dtype=gram.dtype, device=gram.device).unsqueeze(-2)
+    rhs = torch.cat([(gram @ r).mT.unsqueeze(-1), ones.expand(len(gram), c, n, c)], dim=-1)
+    solved = curve(rhs)
+    u, by_intercept = r - solved[..., 0].mT, solved[..., 1:]
+    M = by_intercept.sum(-2)
     # Adding one number to all intercepts changes nothing: pin their mean to zero.
     M = M + M.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    new_bias = torch.linalg.solve(M, particular.sum(-2))
-    return particular - (solved[..., 1:] @ new_bias[:, None, :, None]).squeeze(-1), new_bias
+    v = torch.linalg.solve(M, u.sum(-2) + dual.sum(-2))
+    return u - (by_intercept @ v[:, None, :, None]).squeeze(-1).mT, v

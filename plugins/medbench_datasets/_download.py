@@ -9,7 +9,6 @@ import urllib.request
 from pathlib import Path
 
 from medbench.api import DataError, Unavailable
-
 from medbench_datasets._store import replacing
 
 _TIMEOUT_S = 60

@@ -1,4 +1,4 @@
-"""Image files as a dataset: headers are checked when it is opened, pixels decoded when asked for."""
+"""Image files as a dataset: headers are checked on opening, pixels decoded when asked for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from medbench.api import DataError, DataMissing, Dataset, DatasetInfo
 from numpy.typing import NDArray
 from PIL import Image
 
+from medbench.api import DataError, DataMissing, Dataset, DatasetInfo
 from medbench_datasets._layout import checked_indices
 from medbench_datasets._store import combined, manifest, remember, remembered, tree_digest
 
@@ -119,9 +119,7 @@ def read_headers(root: Path, names: Sequence[str], cache: Path) -> Headers:
     return Headers(all_grey, common)
 
 
-def image_shape(
-    headers: Headers, size: int | None, channels: int | None
-) -> tuple[int, int, int]:
+def image_shape(headers: Headers, size: int | None, channels: int | None) -> tuple[int, int, int]:
     """``(H, W, C)`` to deliver: as asked, else as the files are (224 where they differ)."""
     if size is not None:
         height, width = size, size

@@ -1,4 +1,4 @@
-"""MedMNIST's file layout: ``{train,val,test}_{images,labels}`` and what else may lie beside them."""
+"""MedMNIST's file layout: ``{train,val,test}_{images,labels}``, also with sites and patients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from medbench.api import DataError, Dataset, DatasetInfo
 from numpy.typing import NDArray
 
+from medbench.api import DataError, Dataset, DatasetInfo
 from medbench_datasets._npz import ArrayOnDemand, NpzFile
 from medbench_datasets._store import combined, file_digest
 
@@ -133,7 +133,7 @@ def read_contents(file: NpzFile, *, n_dims: int | None, n_classes: int | None) -
 
 
 def check_range(labels: NDArray[Any], n_classes: int | None, path: Path) -> None:
-    """Raise `DataError` for labels outside ``0 ... n_classes - 1`` (multilabel: other than 0, 1)."""
+    """Raise `DataError` for labels outside ``0 ... n_classes - 1``, or 0 and 1 if multilabel."""
     low, high = int(labels.min()), int(labels.max())
     if labels.ndim == 2:
         if n_classes is not None and labels.shape[1] != n_classes:
@@ -169,9 +169,7 @@ def _image_shape(file: NpzFile, name: str, n_dims: int | None) -> tuple[int, ...
                 f"{file.path}: {name} has {n_bad} pixels that are NaN or infinite (dtype "
                 f"{header.dtype}); expected uint8. Repair them, then {advice}."
             )
-        raise DataError(
-            f"{file.path}: {name} has dtype {header.dtype}; expected uint8: {advice}."
-        )
+        raise DataError(f"{file.path}: {name} has dtype {header.dtype}; expected uint8: {advice}.")
     shape = header.shape[1:]
     # A last axis of 1 or 3 is colour, unless that would leave fewer than two axes for the picture.
     coloured = len(shape) >= 3 and shape[-1] in (1, 3)

@@ -94,7 +94,11 @@ MEDMNIST: dict[str, Facts] = {
         "bloodmnist", 8, "light microscopy", "blood-microscopy", "normal peripheral blood cells"
     ),
     "tissue": Facts(
-        "tissuemnist", 8, "fluorescence microscopy", "kidney-microscopy", "human kidney cortex cells"
+        "tissuemnist",
+        8,
+        "fluorescence microscopy",
+        "kidney-microscopy",
+        "human kidney cortex cells",
     ),
     "organa": Facts("organamnist", 11, _CT, "abdominal-ct", f"{_ORGANS}, axial"),
     "organc": Facts("organcmnist", 11, _CT, "abdominal-ct", f"{_ORGANS}, coronal"),

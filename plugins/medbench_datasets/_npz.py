@@ -5,16 +5,16 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from medbench.api import DataError
 from numpy.typing import NDArray
 
+from medbench.api import DataError
 from medbench_datasets._store import file_digest, replacing
 
 LARGE_BYTES = 256 << 20
@@ -160,17 +160,20 @@ class NpzFile:
         target = self.cache / "unpacked" / f"{digest[:32]}-{name}.npy"
         whole = start + header.n_bytes
         if not target.exists() or target.stat().st_size != whole:
-            with self._archive() as archive, archive.open(self._members[name]) as member:
-                with replacing(target) as file:
-                    n_bytes = 0
-                    while block := member.read(_BLOCK):
-                        n_bytes += len(block)
-                        file.write(block)
-                    if n_bytes != whole:
-                        raise DataError(
-                            f"{self.path}: {name} unpacks to {n_bytes} bytes; expected {whole}. "
-                            "The file was damaged: get it again."
-                        )
+            with (
+                self._archive() as archive,
+                archive.open(self._members[name]) as member,
+                replacing(target) as file,
+            ):
+                n_bytes = 0
+                while block := member.read(_BLOCK):
+                    n_bytes += len(block)
+                    file.write(block)
+                if n_bytes != whole:
+                    raise DataError(
+                        f"{self.path}: {name} unpacks to {n_bytes} bytes; expected {whole}. "
+                        "The file was damaged: get it again."
+                    )
         return Mapped(target, start, header.dtype, header.shape, header.fortran)
 
     def _header(self, name: str) -> tuple[Header, int]:

@@ -1,9 +1,8 @@
-"""The specs of the bundled datasets: names, parameters and origins, without any code behind them."""
+"""The specs of the bundled datasets: names, parameters and origins, without the code behind."""
 
 from __future__ import annotations
 
 from medbench.api import Citation, DatasetSpec, Parameter
-
 from medbench_datasets._medmnist_facts import CITATION, MEDMNIST
 
 _USERS_OWN = Citation(

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from medbench.api import DataError, DatasetInfo, Place
 
+from medbench.api import DataError, DatasetInfo, Place
 from medbench_datasets._images import SUFFIXES, ImageFiles, image_shape, read_headers
 from medbench_datasets._user import located
 
@@ -42,7 +42,8 @@ def open_folder(
         raise DataError(f"{root} holds no images; expected folders {layout}/* with images in them.")
     names = [name for name, _, _ in rows]
     classes = sorted({label for _, label, _ in rows})
-    site_names = sorted({site for _, _, site in rows}) if layout == "site/class" else []
+    site_names = sorted({site for _, _, site in rows})
+    has_sites = layout == "site/class"
     shape = image_shape(read_headers(root, names, place.cache), size, channels)
     info = DatasetInfo(
         name=f"folder:{argument}",
@@ -52,7 +53,7 @@ def open_folder(
         modality=modality,
         licence=licence,
         non_commercial=non_commercial,
-        site_names=tuple(site_names),
+        site_names=tuple(site_names) if has_sites else (),
     )
     labels = np.array([classes.index(label) for _, label, _ in rows], np.int64)
     sites = np.array([site_names.index(site) for _, _, site in rows], np.int64)
@@ -62,7 +63,7 @@ def open_folder(
         names=names,
         cache=place.cache,
         labels=labels,
-        sites=sites if site_names else None,
+        sites=sites if has_sites else None,
     )
 
 

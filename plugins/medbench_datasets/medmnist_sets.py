@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from medbench.api import DataError, DataMissing, DatasetInfo, Place, Unavailable
-
 from medbench_datasets._download import download
 from medbench_datasets._layout import NpzDataset, read_contents
 from medbench_datasets._medmnist_facts import MEDMNIST, Facts
@@ -142,4 +141,4 @@ def _published(facts: Facts, size: int) -> tuple[str, dict[str, Any]]:
 
 
 def _size_option(size: int) -> str:
-    return "" if size == 28 else f" --set size={size}"
+    return "" if size == 28 else f" --param size={size}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from medbench.api import DataError, DatasetInfo, Place
-
 from medbench_datasets._layout import NpzDataset, check_range, read_contents
 from medbench_datasets._npz import NpzFile
 from medbench_datasets._user import located, split_names

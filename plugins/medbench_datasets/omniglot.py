@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from medbench.api import ClassSplit, DataError, DataMissing, Dataset, DatasetInfo, Place
 from numpy.typing import NDArray
 from PIL import Image
 
+from medbench.api import ClassSplit, DataError, DataMissing, Dataset, DatasetInfo, Place
 from medbench_datasets._download import download
 from medbench_datasets._layout import checked_indices
 from medbench_datasets._npz import Mapped, NpzFile
@@ -234,8 +234,8 @@ def _characters(sources: list[Path], cache: Path) -> dict[Character, int]:
         raise DataMissing(f"Not found: {path}, which names the rows of {sources[0].name}.")
     try:
         for entry in json.loads(path.read_text(encoding="utf-8")):
-            character = (str(entry["part"]), str(entry["alphabet"]), str(entry["character"]))
-            found[character] = int(entry["row"])
+            named = (str(entry["part"]), str(entry["alphabet"]), str(entry["character"]))
+            found[named] = int(entry["row"])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{path} cannot be understood ({type(error).__name__}: {error}); expected a list of "

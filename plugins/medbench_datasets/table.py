@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from medbench.api import DataError, DatasetInfo, Place, did_you_mean
 from numpy.typing import NDArray
 
+from medbench.api import DataError, DatasetInfo, Place, did_you_mean
 from medbench_datasets._images import ImageFiles, image_shape, read_headers
 from medbench_datasets._layout import PARTS
 from medbench_datasets._user import located
@@ -102,9 +102,7 @@ def open_table(
             "parameter `images`."
         )
     names = [row.image for row in rows]
-    shape = image_shape(
-        read_headers(root, sorted(set(names)), place.cache), size, channels
-    )
+    shape = image_shape(read_headers(root, sorted(set(names)), place.cache), size, channels)
     label_names, labels = _indexed([row.label for row in rows])
     site_names, sites = _indexed([row.site or _NO_SITE for row in rows])
     _, patients = _indexed([row.patient for row in rows])
@@ -171,7 +169,9 @@ def _column(
     )
 
 
-def _optional_column(path: Path, header: Sequence[str], given: str | None, usual: str) -> str | None:
+def _optional_column(
+    path: Path, header: Sequence[str], given: str | None, usual: str
+) -> str | None:
     if given is None:
         return usual if usual in header else None
     return _column(path, header, given, (), f"{usual}_column")

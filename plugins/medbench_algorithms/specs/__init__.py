@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from medbench.api import AlgorithmSpec
-from medbench_algorithms.specs import metric
+from medbench_algorithms.specs import fine_tuning, metric, optimisation
 
 __all__ = ["ALL"]
 
-ALL: tuple[AlgorithmSpec, ...] = (*metric.SPECS,)
+ALL: tuple[AlgorithmSpec, ...] = (*metric.SPECS, *fine_tuning.SPECS, *optimisation.SPECS)

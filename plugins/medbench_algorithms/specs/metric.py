@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from medbench.api import AlgorithmSpec, Citation, Parameter, Traits
-from medbench_algorithms.specs.shared import LICENCE, training_shape
+from medbench_algorithms.specs.shared import (
+    LICENCE,
+    SUPERVISED_TRAINER,
+    supervised_pretraining,
+    training_shape,
+)
 
 PROTONET: Final = AlgorithmSpec(
     name="protonet",
@@ -52,4 +57,71 @@ PROTONET: Final = AlgorithmSpec(
     ),
 )
 
-SPECS: Final = (PROTONET,)
+SIMPLESHOT: Final = AlgorithmSpec(
+    name="simpleshot",
+    version="1",
+    factory="medbench_algorithms.simpleshot:SimpleShot",
+    trainer=SUPERVISED_TRAINER,
+    summary="SimpleShot: the nearest centroid on centred features of unit length",
+    family="metric",
+    traits=Traits(works_on="features", adapts="nothing", batched=True, meta_trains=True),
+    citation=Citation(
+        title="SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot Learning",
+        authors="Yan Wang, Wei-Lun Chao, Kilian Q. Weinberger, Laurens van der Maaten",
+        venue="arXiv",
+        year=2019,
+        url="https://arxiv.org/abs/1911.04623",
+    ),
+    licence=LICENCE,
+    parameters=(
+        Parameter(
+            "normalize",
+            "cl2",
+            "features as they are, of unit length (l2), or centred on the source images' mean and "
+            "then of unit length (cl2)",
+            "str",
+            choices=("none", "l2", "cl2"),
+            stage="adapt",
+        ),
+        *supervised_pretraining("supervised"),
+    ),
+)
+
+NEAREST_NEIGHBOUR: Final = AlgorithmSpec(
+    name="nearest-neighbour",
+    version="1",
+    factory="medbench_algorithms.nearest_neighbour:NearestNeighbour",
+    trainer=SUPERVISED_TRAINER,
+    summary="The label of the nearest support image, or a vote of the nearest k",
+    family="metric",
+    traits=Traits(works_on="features", adapts="nothing", batched=True, meta_trains=True),
+    citation=Citation(
+        title="Nearest Neighbor Pattern Classification",
+        authors="Thomas M. Cover, Peter E. Hart",
+        venue="IEEE Transactions on Information Theory",
+        year=1967,
+        url="https://doi.org/10.1109/TIT.1967.1053964",
+    ),
+    licence=LICENCE,
+    parameters=(
+        Parameter(
+            "k",
+            1,
+            "how many neighbours vote; all, where the support set has fewer",
+            "int",
+            minimum=1,
+            stage="adapt",
+        ),
+        Parameter(
+            "metric",
+            "euclidean",
+            "squared Euclidean distance, or one minus the cosine",
+            "str",
+            choices=("euclidean", "cosine"),
+            stage="adapt",
+        ),
+        *supervised_pretraining("none"),
+    ),
+)
+
+SPECS: Final = (PROTONET, SIMPLESHOT, NEAREST_NEIGHBOUR)

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from medbench.api import Parameter
 
 LICENCE: Final = "Apache-2.0"
+SUPERVISED_TRAINER: Final = "medbench_algorithms.pretrain:Supervised"
 
 
 def training_shape() -> tuple[Parameter, ...]:

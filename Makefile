@@ -1,0 +1,44 @@
+# Every target works on a fresh machine with Python 3.11 to 3.13, make and a network.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/quickstart
+
+.PHONY: help install demo test lint types perf clean
+
+help:
+	@echo "make demo   create the environment, run the quickstart suite offline, show its leaderboard"
+	@echo "make test   run the tests (with MEDBENCH_DATA set, those on real data too)"
+	@echo "make lint   ruff: style and formatting"
+	@echo "make types  mypy, strict"
+	@echo "make perf   benchmarks of speed (pytest-benchmark)"
+	@echo "make clean  remove the environment and caches; runs/ stays"
+
+# The stamp makes installation happen once, and again when the requirements change.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and f"Python 3.11 to 3.13 is needed, and this is {sys.version.split()[0]}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/medbench run quickstart --out $(OUT)
+	$(BIN)/medbench leaderboard $(OUT)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+perf: install
+	$(BIN)/python -m pytest tests/perf --ignore-glob='' -o addopts='' --benchmark-only
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks dist build

@@ -1,0 +1,66 @@
+"""What every test starts from: no ambient settings, and a way to make plugin distributions."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from medbench import plugins
+
+REAL_DATA = os.environ.get("MEDBENCH_DATA")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on real data skip, with the reason, where there are none."""
+    for item in items:
+        if item.get_closest_marker("data") and not REAL_DATA:
+            item.add_marker(pytest.mark.skip(reason="MEDBENCH_DATA is not set: no real data here"))
+
+
+@pytest.fixture(autouse=True)
+def _settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("MEDBENCH_PLUGINS", "MEDBENCH_TRACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MEDBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    plugins.registry.cache_clear()
+    yield
+    plugins.registry.cache_clear()
+
+
+Distribute = Callable[..., Path]
+
+
+@pytest.fixture
+def distribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Distribute]:
+    """Write a distribution with an entry point and put it on the path, for child processes too.
+
+    ``distribute("acme", source)`` makes distribution acme 1.0 with module acme_medbench.
+    """
+    site = tmp_path / "site"
+    made: list[str] = []
+
+    def make(
+        name: str, source: str, version: str = "1.0", entry: str | None = None, **modules: str
+    ) -> Path:
+        module = f"{name.replace('-', '_')}_medbench"
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[medbench]\n{module} = {entry or module}\n")
+        for file, text in {module: source, **modules}.items():
+            (site / f"{file}.py").write_text(textwrap.dedent(text))
+            made.append(file)
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.setenv("PYTHONPATH", str(site))
+        plugins.registry.cache_clear()
+        plugins.source_digest.cache_clear()
+        return site
+
+    yield make
+    for file in made:
+        sys.modules.pop(file, None)

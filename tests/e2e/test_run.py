@@ -1,0 +1,320 @@
+"""The main job with real processes: run, fail, kill, resume, and the same scores every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import toy
+
+MEDBENCH = [sys.executable, "-m", "medbench"]
+
+
+@pytest.fixture
+def suite(distribute, tmp_path):
+    """Write a suite of toy algorithms; returns the path."""
+    toy.install(distribute)
+
+    def write(*algorithms, **more) -> str:
+        path = tmp_path / "suite.yaml"
+        path.write_text(toy.suite(*algorithms, **more))
+        return str(path)
+
+    return write
+
+
+def medbench(*arguments, code=0, **environment) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*MEDBENCH, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def records(out: Path) -> dict[str, dict]:
+    found = {}
+    for path in sorted((out / "records").glob("*.json")):
+        data = json.loads(path.read_text())
+        data["path"] = path
+        cell = data["cell"]
+        found[f"{cell['algorithm']} {cell['target']} {cell['seed']}"] = data
+    return found
+
+
+def scores(out: Path) -> dict[str, dict]:
+    """Per-episode scores of every cell, exactly."""
+    return {
+        name: pq.read_table(data["path"].with_suffix(".parquet")).to_pydict()
+        for name, data in records(out).items()
+        if data["status"] == "ok"
+    }
+
+
+def test_scores_are_identical_with_one_worker_with_two_and_again(suite, tmp_path):
+    path = suite("toy/mean", "toy/slow-training", "maml", seeds="[0, 1]", budget="{episodes: 12}")
+    medbench("run", path, "--out", tmp_path / "one", "--workers", 1)
+    medbench("run", path, "--out", tmp_path / "two", "--workers", 2)
+    one, two = scores(tmp_path / "one"), scores(tmp_path / "two")
+    assert len(one) == 12
+    assert one == two
+    assert one["toy/slow-training toy:3w1s 0"] != one["toy/slow-training toy:3w1s 1"]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "one" / "records").iterdir()}
+    done = medbench("run", path, "--out", tmp_path / "one")
+    assert "0 cells measured, 12 kept from before" in done.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "one" / "records").iterdir()}
+    shown = medbench("leaderboard", tmp_path / "one").stdout
+    assert "toy/slow-training" in shown
+    assert "training seeds and episodes" in shown
+    assert medbench("status", tmp_path / "one").stdout.startswith("suite toy")
+
+
+STATUS = {
+    "toy/raises": ("crash", "KeyError"),
+    "toy/exits": ("crash", "exit code 7"),
+    "toy/segfaults": ("crash", "SIGSEGV"),
+    "toy/hangs": ("timeout", "Stopped after"),
+    "toy/nan": ("non_finite", "not finite"),
+    "toy/wrong-shape": ("contract", "predict returned"),
+    "toy/cheats": ("contract", "declares itself inductive"),
+    "toy/touches": ("contract", "changed the backbone"),
+    "toy/memory": ("oom", "MemoryError"),
+    "toy/unequal": ("contract", "in batches and one by one"),
+    "toy/chatty": ("crash", "after much talk"),
+    "toy/edits-support": ("contract", "changed the support set"),
+    "toy/no-predictor": ("contract", "adapt returned int"),
+    "toy/no-meta": ("contract", "has no meta_train"),
+    "toy/bad-training": ("non_finite", "training loss is nan at step 3"),
+}
+
+
+def test_a_faulty_algorithm_becomes_a_record_and_takes_no_other_with_it(suite, tmp_path):
+    path = suite(*STATUS, "toy/mean", cell_timeout_s=20, budget="{episodes: 5}")
+    out = tmp_path / "out"
+    medbench("run", path, "--out", out, "--only", "3w1s", code=1)
+    found = {data["cell"]["algorithm"]: data for data in records(out).values()}
+    assert found["toy/mean"]["status"] == "ok"
+    for name, (status, words) in STATUS.items():
+        assert found[name]["status"] == status, (name, found[name])
+        assert words in found[name]["error"], (name, found[name]["error"])
+    assert any("KeyError" in line for line in found["toy/raises"]["log_tail"])
+    assert "meta_train" in found["toy/bad-training"]["stage"]
+    shown = medbench("leaderboard", out).stdout
+    assert "FAILED (1 timeout)" in shown
+    again = medbench("run", path, "--out", out, "--only", "3w1s", code=1)
+    assert "15 failed before (--retry-failed runs them again)" in again.stderr
+    status = medbench("status", out, code=1).stdout
+    assert "timeout" in status
+
+
+def test_children_that_a_plugin_leaves_behind_die_with_it(suite, tmp_path):
+    mark = tmp_path / "pid"
+    text = "{name: toy/children, params: {file: " + str(mark) + "}}"
+    medbench("run", suite(text), "--out", tmp_path / "o", "--only", "3w1s", code=3)
+    child = int(mark.read_text())
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _alive(child):
+        time.sleep(0.1)
+    assert not _alive(child)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+    except OSError:
+        return False
+
+
+def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_scores(suite, tmp_path):
+    path = suite("toy/slow-training", "toy/mean", budget="{episodes: 150}")
+    medbench("run", path, "--out", tmp_path / "calm", "--workers", 1)
+    out = tmp_path / "killed"
+    environment = os.environ | {"TOY_SLEEP": "0.05", "MEDBENCH_CHECKPOINT_S": "0.2"}
+    command = [*MEDBENCH, "run", path, "--out", str(out), "--workers", "1"]
+    run = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(lambda: list(out.glob("trainings/*/checkpoint.safetensors")))
+        time.sleep(1.0)
+        workers = _children(run.pid)
+    finally:
+        run.kill()
+        run.wait()
+    _wait_for(lambda: not any(_alive(p) for p in workers), 15)
+    assert list(out.glob("trainings/*/checkpoint.safetensors"))
+    medbench("run", path, "--out", out, "--workers", 1)
+    (training,) = out.glob("trainings/*/training.json")
+    assert json.loads(training.read_text())["resumed_at"], "the training began anew"
+    assert scores(out) == scores(tmp_path / "calm")
+    assert not list(out.rglob("*.tmp"))
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found + [g for c in found for g in _children(c)]
+
+
+def _wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_keeps_what_is_done_and_says_how_to_go_on(suite, tmp_path, number):
+    path = suite("toy/mean", "toy/slow-training", budget="{episodes: 4000}")
+    out = tmp_path / "out"
+    command = [*MEDBENCH, "run", path, "--out", str(out), "--workers", "2"]
+    run = subprocess.Popen(
+        command, env=os.environ | {"TOY_SLEEP": "0.02"}, stderr=subprocess.PIPE, text=True
+    )
+    _wait_for(lambda: len(list(out.glob("records/*.json"))) == 2)
+    run.send_signal(number)
+    _, told = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "the same command goes on from there" in told
+    assert len(records(out)) == 2
+
+
+def test_damaged_records_and_checkpoints_are_made_again(suite, tmp_path):
+    path, out = suite("toy/slow-training", budget="{episodes: 10}"), tmp_path / "out"
+    medbench("run", path, "--out", out)
+    before = scores(out)
+    one, two = sorted((out / "records").glob("*.json"))
+    one.write_text(one.read_text()[:100])
+    scored = two.with_suffix(".parquet")
+    scored.write_bytes(scored.read_bytes()[:-10])
+    (training,) = (out / "trainings").iterdir()
+    (training / "training.json").unlink()
+    (training / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
+    for cached in (out / "cache" / "features").glob("*.safetensors"):
+        cached.write_bytes(cached.read_bytes()[:64])
+    done = medbench("run", path, "--out", out)
+    assert "2 cells measured" in done.stderr
+    assert scores(out) == before
+    assert "could not be read" in (training / "training.json").read_text()
+
+
+def test_two_runs_on_one_folder_are_refused(suite, tmp_path):
+    path, out = suite("toy/slow-training", budget="{episodes: 4000}"), tmp_path / "out"
+    command = [*MEDBENCH, "run", path, "--out", str(out)]
+    first = subprocess.Popen(
+        command, env=os.environ | {"TOY_SLEEP": "0.02"}, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_for(lambda: list(out.glob("logs/*")))
+        done = medbench("run", path, "--out", out, code=2)
+        assert f"is in use by process {first.pid}" in done.stderr
+    finally:
+        first.terminate()
+        first.wait(30)
+
+
+def test_a_change_of_parameters_or_plugin_makes_records_stale_and_says_why(suite, tmp_path):
+    out = tmp_path / "out"
+    medbench("run", suite("toy/mean"), "--out", out)
+    text = (out / "suite.yaml").read_text()
+    (out / "suite.yaml").write_text(text.replace("- toy/mean", "- {name: toy/mean, params: {p: 1}}"))
+    told = medbench("status", out, code=1).stdout
+    assert "stale" in told
+    assert "algorithm.params.p: 0 -> 1" in told
+
+
+def test_one_training_serves_all_shots_and_adaptation_parameters(suite, tmp_path):
+    again = "{name: toy/slow-training, label: other, params: {p: 3}}"
+    done = medbench("run", suite("toy/slow-training", again), "--dry-run")
+    assert done.stdout.startswith("1 trainings:")
+    assert "4 cells:" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_leave_one_site_out_runs(suite, tmp_path):
+    path = suite("protonet", protocol="toy/sites", budget="{episodes: 5}")
+    medbench("run", path, "--out", tmp_path / "o", "--only", "@b")
+    found = records(tmp_path / "o")
+    assert {d["cell"]["site"] for d in found.values()} == {"b"}
+    for data in found.values():
+        assert data["cell"]["sources"] == ["toy@a", "toy@c"]
+        assert data["overlap"] == ["meta-trained on the same domain: toy@a, toy@c"]
+
+
+def test_a_record_tells_costs_hardware_and_provenance(suite, tmp_path):
+    medbench("run", suite("toy/slow-training", budget="{episodes: 6}"), "--out", tmp_path / "o")
+    data = records(tmp_path / "o")["toy/slow-training toy:3w2s 0"]
+    times = data["costs"]["times"]
+    for name in ("support_feature_s", "adapt_s", "query_feature_s", "predict_s", "adaptation_s"):
+        assert 0 < times[name]["median"] <= times[name]["p95"]
+    assert data["costs"]["memory"]["peak_host_bytes"] > 2**26
+    assert data["costs"]["lanes_agree"] == 1.0
+    assert data["n_episodes"] == 40
+    assert data["training"]["budget_images"] == 6 * 15
+    assert data["training"]["images_seen"] >= 6 * 15
+    assert data["training"]["curve"][-1]["val_accuracy"] > 0
+    assert data["hardware"]["threads"] == 1
+    assert data["versions"]["torch"]
+    assert data["overlap"] == ["meta-trained on other classes of the same dataset"]
+    assert str(tmp_path) not in data["path"].read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "cuda:9"], "this machine has"),
+        (["--device", "tpu"], "There is no device 'tpu'"),
+        (["--only", "nothing"], "no cell matches"),
+        (["--set", "sedes=[1]"], "Did you mean 'seeds'"),
+        (["--out", "/proc/none"], "/proc/none"),
+    ],
+)
+def test_wrong_options_end_with_one_clear_message(suite, arguments, words):
+    done = medbench("run", suite("toy/mean"), *arguments, code=2)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_stops_the_run_and_harms_no_record(suite, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], check=False,
+        capture_output=True,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        path = suite("toy/mean", "protonet", budget="{episodes: 5}")
+        (small / "filler").write_bytes(b"x" * 330_000)
+        done = medbench("run", path, "--out", small / "out", "--workers", 1, code=2)
+        assert "disk is full" in done.stderr
+        for name in (small / "out" / "records").glob("*.json"):
+            json.loads(name.read_text())
+        (small / "filler").unlink()
+        medbench("run", path, "--out", small / "out", "--workers", 1)
+        assert all(d["status"] == "ok" for d in records(small / "out").values())
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_the_run_needs_no_home_and_no_writable_current_folder(suite, tmp_path):
+    folder = tmp_path / "ro"
+    folder.mkdir()
+    done = medbench("run", suite("toy/mean"), "--out", tmp_path / "o", HOME=str(folder))
+    assert "2 cells measured" in done.stderr
