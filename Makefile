@@ -38,7 +38,7 @@ types: install
 	$(BIN)/mypy
 
 perf: install
-	$(BIN)/python -m pytest tests/perf --ignore-glob='' -o addopts='' --benchmark-only
+	$(BIN)/python -m pytest tests/perf -o addopts=''
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks dist build

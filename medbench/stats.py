@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medbench.api import derive_seed
 
 Floats = NDArray[np.float64]
 
@@ -53,20 +56,15 @@ def estimate(scores: Sequence[Floats], level: float = 0.95, seed: int = 0) -> Es
     n_seeds = arrays[0].shape[0]
     if any(a.shape[0] != n_seeds for a in arrays):
         raise ValueError("every target must have the same seeds.")
-    # RandomState's streams are frozen by numpy's policy: tables can be rebuilt bit by bit.
-    random = np.random.RandomState(seed)  # noqa: NPY002
-    seed_weights = random.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=REPLICATES)
+    seed_weights = _weights(n_seeds, seed, -1)
     replicates = np.zeros(REPLICATES)
     mean = 0.0
-    for array in arrays:
+    for i, array in enumerate(arrays):
         there = np.isfinite(array)
         filled = np.where(there, array, 0.0)
-        n = array.shape[1]
-        episode_weights = random.multinomial(n, np.full(n, 1 / n), size=REPLICATES)
-        total = np.einsum("bs,se,be->b", seed_weights, filled, episode_weights, optimize=True)
-        count = np.einsum(
-            "bs,se,be->b", seed_weights, there.astype(np.float64), episode_weights, optimize=True
-        )
+        episode_weights = _weights(array.shape[1], seed, i)
+        total = np.einsum("bs,bs->b", seed_weights, episode_weights @ filled.T)
+        count = np.einsum("bs,bs->b", seed_weights, episode_weights @ there.T.astype(np.float64))
         replicates += total / np.maximum(count, 1)
         mean += filled.sum() / max(1, int(there.sum()))
     tail = 100 * (1 - level) / 2
@@ -78,3 +76,16 @@ def estimate(scores: Sequence[Floats], level: float = 0.95, seed: int = 0) -> Es
         n_seeds=n_seeds,
         n_episodes=sum(a.shape[1] for a in arrays),
     )
+
+
+@lru_cache(maxsize=64)
+def _weights(n: int, seed: int, stream: int) -> Floats:
+    """How often each of `n` things is drawn in each replicate, ``(REPLICATES, n)``.
+
+    Kept, because a board asks for the same numbers of episodes again and again.
+    """
+    # RandomState's streams are frozen by numpy's policy: tables can be rebuilt bit by bit.
+    random = np.random.RandomState(derive_seed("bootstrap", n, seed, stream) % 2**32)  # noqa: NPY002
+    found: Floats = random.multinomial(n, np.full(n, 1 / n), size=REPLICATES).astype(np.float64)
+    found.setflags(write=False)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import click
@@ -110,7 +111,7 @@ def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> Non
         dataset = opened.dataset
         info = dataset.info
         n = len(dataset)
-        bar = click.progressbar(range(0, n, 256), label=name, file=click.get_text_stream("stderr"))
+        bar = click.progressbar(range(0, n, 256), label=name, file=sys.stderr)
         with bar as starts:
             for start in starts:
                 rows = np.arange(start, min(n, start + 256))

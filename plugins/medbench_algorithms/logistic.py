@@ -37,7 +37,7 @@ def solve(gram: Tensor, targets: Tensor, C: float) -> tuple[Tensor, Tensor]:
     at_once = max(1, numbers // (c * n * n))
     solved = [
         _solve_block(g, y, C)
-        for g, y in zip(gram.split(at_once), targets.split(at_once), strict=True)
+        for g, y in zip(torch.split(gram, at_once), torch.split(targets, at_once), strict=True)
     ]
     dual, bias = (torch.cat(parts) for parts in zip(*solved, strict=True))
     return dual.reshape(*lead, n, c), bias.reshape(*lead, c)

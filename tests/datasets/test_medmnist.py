@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import io
@@ -170,6 +171,19 @@ def test_a_download_into_a_folder_that_cannot_be_made_says_so(
         medmnist_sets.fetch_set("breast", place)
     with pytest.raises(DataMissing, match="MEDBENCH_DATA is not set"):
         medmnist_sets.fetch_set("breast", Place(None, place.cache))
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(
+    place: Place, data: Path, published: bytes, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv(medmnist_sets.MIRROR, serve({"breastmnist.npz": published}))
+    monkeypatch.setattr("medbench_datasets._store.os.fsync", full)
+    with pytest.raises(Unavailable, match=r"No space left on device\. Free space there"):
+        medmnist_sets.fetch_set("breast", place)
+    assert [p for p in data.rglob("*") if p.is_file()] == []
 
 
 @pytest.mark.data

@@ -154,7 +154,7 @@ def test_reduced_drawings_are_made_once(
     place: Place, zips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Omniglot(place).read(np.arange(400))
-    monkeypatch.setattr(omniglot, "_drawings", lambda *args: pytest.fail("prepared again"))
+    monkeypatch.setattr(omniglot, "iterate_drawings", lambda *args: pytest.fail("prepared again"))
     assert (Omniglot(place).read(np.arange(400)) == first).all()
 
 

@@ -39,7 +39,7 @@ def test_an_image_does_not_depend_on_its_neighbours_or_on_how_many_there_are(
     assert (few.read(np.arange(20)) == many.read(np.arange(20))).all()
 
 
-GOLDEN = {"cells": 165.130, "fundus": 63.242, "xray": 111.687, "ct": 90.494}
+GOLDEN = {"cells": 171.782, "fundus": 67.979, "xray": 110.231, "ct": 87.344}
 
 
 @pytest.mark.parametrize("domain", NAMES)
@@ -97,7 +97,7 @@ def test_lesions_show_where_their_masks_are(shared: Place) -> None:
     assert np.mean(brighter) > 0.95
 
 
-@pytest.mark.parametrize("images_per_class", [8, 11, 60, 100])
+@pytest.mark.parametrize("images_per_class", [8, 9, 11, 60, 100])
 def test_patients_are_of_one_class_site_and_split(shared: Place, images_per_class: int) -> None:
     dataset = Synthetic(shared, images_per_class=images_per_class)
     assert dataset.patients is not None
@@ -116,8 +116,8 @@ def test_splits_and_sites_are_shared_out(shared: Place) -> None:
     assert dataset.sites is not None
     assert np.bincount(dataset.splits) / 1800 == pytest.approx([0.6, 0.1, 0.3], abs=0.03)
     assert np.bincount(dataset.sites) / 1800 == pytest.approx(np.full(4, 0.25), abs=0.02)
-    counts = np.bincount(dataset.patients)  # type: ignore[arg-type]
-    assert set(counts[:-1].tolist()) <= {1, 2, 3, 4}
+    assert dataset.patients is not None
+    assert set(np.bincount(dataset.patients).tolist()) == {3, 4}
     for label in range(30):
         mine = dataset.labels == label
         assert np.bincount(dataset.splits[mine])[2] >= 15
@@ -218,5 +218,5 @@ def _nearest_mean(dataset: Synthetic, shots: int, episodes: int) -> float:
 
 @pytest.mark.parametrize("domain", NAMES)
 def test_raw_pixels_are_better_than_chance_and_far_from_enough(shared: Place, domain: str) -> None:
-    # A conv4 ProtoNet of 300 episodes reaches 0.83 to 0.89 here; chance is 0.2.
+    # A conv4 ProtoNet trained for 300 episodes reaches 0.80 to 0.88 here; chance is 0.2.
     assert 0.23 < _nearest_mean(Synthetic(shared, domain=domain), shots=5, episodes=60) < 0.42

@@ -249,13 +249,12 @@ def _people(
 ) -> tuple[Ints, NDArray[np.uint8], NDArray[np.int64]]:
     """Patient within the class ``(images_per_class,)``, and split and site of every image.
 
-    Patients have three and four images in turn. In each class they are shared out over the sites,
+    Patients have three or four images. In each class they are shared out over the sites,
     and over the splits within each site.
     """
-    lengths: list[int] = []
-    while sum(lengths) < images_per_class:
-        lengths.append(min(3 + len(lengths) % 2, images_per_class - sum(lengths)))
-    n_patients = len(lengths)
+    n_patients = (2 * images_per_class + 3) // 7
+    bounds = np.arange(n_patients + 1, dtype=np.int64) * images_per_class // n_patients
+    lengths = np.diff(bounds)
     within = np.repeat(np.arange(n_patients, dtype=np.int64), lengths)
     by_site = sorted(range(n_patients), key=lambda p: (p % N_SITES, p))
     rank = np.empty(n_patients, np.int64)

@@ -1,0 +1,93 @@
+"""The house rules: imports point one way, and what must stay light does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import medbench
+
+ROOT = Path(medbench.__file__).parent
+# From the ground up: a module may import those on lines above, and those on its own line.
+LAYERS = [
+    {"errors"},
+    {"api"},
+    {"network", "hookspecs", "files", "__init__"},
+    {"episodes", "plugins", "yamlfile", "metrics"},
+    {"protocols", "records"},
+    {"config", "tasks", "jobs", "stats", "measure"},
+    {"weights", "embed"},
+    {"plan", "backbones", "source"},
+    {"training"},
+    {"worker", "leaderboard"},
+    {"engine"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+
+
+def modules():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("medbench"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("medbench.")}
+    return {f for f in found if f in RANK}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    if room(path) == "api":
+        # The base class of backbones is handed on lazily, because it needs torch.
+        assert imports(path) <= {"errors", "network"}
+        return
+    for other in imports(path):
+        assert RANK[other] <= RANK[room(path)], f"{room(path)} imports {other}"
+
+
+def test_every_module_has_a_room():
+    assert {room(p) for p in modules()} == set(RANK)
+
+
+def test_only_the_facade_knows_pluggy():
+    users = {
+        room(p) for p in modules() if re.search(r"^(import|from) pluggy", p.read_text(), re.MULTILINE)
+    }
+    # api and hookspecs hold pluggy's markers, which are what they are for.
+    assert users == {"plugins", "api", "hookspecs"}
+
+
+def test_nothing_is_pickled_printed_or_run_from_text():
+    for path in modules():
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [a.name for a in node.names] + [getattr(node, "module", "") or ""]
+                assert "pickle" not in names
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("print", "eval", "exec"), f"{path}:{node.lineno}"
+
+
+def test_every_public_name_says_what_it_is_for():
+    for path in modules():
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                decorators = {ast.unparse(d) for d in node.decorator_list}
+                assert ast.get_docstring(node) or "overload" in decorators, f"{path}: {node.name}"
