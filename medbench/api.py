@@ -438,10 +438,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """How much meta-training may look at. ``images`` counts every image each time it is seen."""
+    """How much meta-training may look at.
 
-    episodes: int
+    ``images`` counts every image each time it is seen; ``episodes`` is how many tasks of the
+    training shape that makes.
+    """
+
     images: int
+    episodes: int
 
 
 class TrainingRun(Protocol):

@@ -29,9 +29,19 @@ class ProtocolRef(Model):
 
 
 class BudgetRef(Model):
-    """How much meta-training may look at, in episodes of the protocol's training shape."""
+    """How much meta-training may look at: in images, or episodes of the protocol's training shape.
 
-    episodes: PositiveInt
+    Every image counts each time it is seen.
+    """
+
+    episodes: PositiveInt | None = None
+    images: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> BudgetRef:
+        if (self.episodes is None) == (self.images is None):
+            raise ValueError("give 'episodes' or 'images', one of them.")
+        return self
 
 
 class BackboneRef(Model):

@@ -152,6 +152,14 @@ class Pool:
                     )
         return None
 
+    def fit(self, shape: Shape) -> Shape | None:
+        """`shape` with as many ways and queries as this pool can serve; None when it cannot."""
+        if self.n_classes < 2:
+            return None
+        room = int(self._sizes[1].min()) - (shape.shot if self.shared else 0)
+        fitted = Shape(min(shape.way, self.n_classes), shape.shot, min(shape.query, room))
+        return fitted if fitted.query > 0 and not self.problem(fitted) else None
+
     def members(self, side: int, i: int) -> Ints:
         """Dataset indices of the `i`-th class on a side (0 support, 1 query)."""
         start = self._starts[side][i]

@@ -134,7 +134,7 @@ def header(job: Job) -> dict[str, Any]:
             "algorithm": algorithm["name"],
             "algorithm_label": algorithm["label"] or algorithm["name"],
             "seed": request["seed"],
-            "budget_episodes": request["budget_episodes"] if job.training_key else None,
+            "budget_images": request["budget_images"] if job.training_key else None,
         },
         "request": {**request, "backbone": {**backbone, "weights": Path(backbone["weights"]).name}},
         "ingredients": job.ingredients,

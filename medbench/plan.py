@@ -105,9 +105,14 @@ class _One:
     seed: int
 
     @property
-    def budget(self) -> BudgetRef:
-        own = self.algorithm.budget or self.suite.budget
-        return own or BudgetRef(episodes=self.target.protocol.train.episodes)
+    def budget_images(self) -> int:
+        rules = self.target.protocol.train
+        own = self.algorithm.budget or self.suite.budget or BudgetRef(episodes=rules.episodes)
+        if own.images is not None:
+            return own.images
+        shapes = [s.train_shape for s in self.target.sources]
+        largest = max((s.way * (s.shot + s.query) for s in shapes), default=1)
+        return int(own.episodes or 0) * largest
 
     def training(self, bb: Mapping[str, Any], device: str, ref: ProtocolRef) -> Job | None:
         entry = self.registry.get("algorithms", self.algorithm.name)
@@ -120,14 +125,15 @@ class _One:
                 "and nothing is left to train on."
             )
         params = train_params(entry, self.algorithm)
+        shape = protocol.train.model_dump(exclude={"episodes"})
         ingredients = {
             "trainer": entry.spec.trainer or f"{entry.name}",
             "plugin": _plugin(entry, entry.spec.trainer or entry.spec.factory),
             "params": params,
             "backbone": dict(bb),
             "sources": [_source_ingredients(s) for s in target.sources],
-            "shape": protocol.train.model_dump(exclude={"episodes"}),
-            "budget_episodes": self.budget.episodes,
+            "shape": {k: params.get(f"train_{k}") or v for k, v in shape.items()},
+            "budget_images": self.budget_images,
             "validation_episodes": protocol.validation_episodes,
             "seed": self.seed,
             "device": device,
@@ -194,7 +200,7 @@ class _One:
             "backbone": self.backbone.model_dump(),
             "algorithm": self.algorithm.model_dump(),
             "seed": self.seed,
-            "budget_episodes": self.budget.episodes,
+            "budget_images": self.budget_images,
             "non_commercial": self.suite.non_commercial,
             "device": device,
             "suite": self.suite.name,

@@ -88,11 +88,13 @@ class TaskSource:
 
     def validation(self, count: int) -> Iterator[Task]:
         """The same `count` validation tasks each time, the sources taking turns."""
-        having = [(one, one.val, one.val_shape) for one, _ in self._sets]
-        having = [h for h in having if h[1] is not None]
+        # Validation tasks have the shape of training tasks, as far as their images allow.
+        having = [
+            (one, one.val, one.val.fit(shape)) for one, shape in self._sets if one.val is not None
+        ]
+        having = [h for h in having if h[2] is not None]
         for t in range(count if having else 0):
             one, pool, shape = having[t % len(having)]
-            assert pool is not None
             assert shape is not None
             yield self._task(one, pool, shape, "val", t)
 

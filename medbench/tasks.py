@@ -113,8 +113,8 @@ class SourceSet:
     """One dataset (or one site of it) that may be meta-trained on.
 
     ``train`` and ``val`` are pools of the same classes or of disjoint ones; ``classes`` are the
-    dataset's class numbers of the train pool. ``train_shape`` and ``val_shape`` are what the pools
-    can serve.
+    dataset's class numbers of the train pool. ``train_shape`` is what the train pool can serve of
+    the protocol's training shape.
     """
 
     opened: Opened
@@ -122,7 +122,6 @@ class SourceSet:
     train: Pool
     val: Pool | None
     train_shape: Shape
-    val_shape: Shape | None
 
     @property
     def id(self) -> str:
@@ -429,8 +428,8 @@ def _source(
     train_shape = Shape(min(shape.way, len(filled)), shape.shot, shape.query)
     if train_pool.problem(train_shape):
         return None
-    val_pool, val_shape = _validation(dataset, train_side, val_side, filled, val_classes, shape)
-    return SourceSet(opened, site, train_pool, val_pool, train_shape, val_shape)
+    val_pool = _validation(dataset, train_side, val_side, filled, val_classes, shape)
+    return SourceSet(opened, site, train_pool, val_pool, train_shape)
 
 
 def _validation(
@@ -440,7 +439,7 @@ def _validation(
     filled: list[tuple[int, Ints]],
     val_classes: Sequence[int] | None,
     shape: Any,
-) -> tuple[Pool | None, Shape | None]:
+) -> Pool | None:
     if val_classes:
         both = train_side if dataset.splits is None else np.union1d(train_side, val_side)
         pairs = [
@@ -449,7 +448,6 @@ def _validation(
             if len(m) >= shape.shot + shape.query
         ]
         pool = Pool([m for _, m in pairs], None, dataset.patients, [c for c, _ in pairs])
-        smallest = shape.query
     else:
         asked = dict(_by_class(dataset, val_side, [c for c, _ in filled]))
         pairs = [(c, m) for c, m in filled if len(asked[c])]
@@ -459,11 +457,7 @@ def _validation(
             dataset.patients,
             [c for c, _ in pairs],
         )
-        smallest = min((len(asked[c]) for c, _ in pairs), default=0)
-    if len(pairs) < 2:
-        return None, None
-    val_shape = Shape(min(shape.way, len(pairs)), shape.shot, min(shape.query, smallest))
-    return (None, None) if pool.problem(val_shape) else (pool, val_shape)
+    return pool if pool.fit(Shape(shape.way, shape.shot, shape.query)) else None
 
 
 def _held_out(dataset: Dataset, among: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -53,6 +53,7 @@ class Run:
         self._best: dict[str, Tensor] = {}
         self._losses: list[float] = []
         self._logged = True
+        self._latest = 0.0
         self.curve: list[dict[str, float | int | None]] = []
         self.best_step: int | None = None
         self.best_accuracy: float | None = None
@@ -93,7 +94,7 @@ class Run:
                 self._point(None)
             if validate is None and last:
                 self._keep(None)
-            text = f"step {step + 1}/{total}, loss {self.curve[-1]['loss'] if self.curve else 0:.3f}"
+            text = f"step {step + 1}/{total}, loss {self._latest:.3f}"
             if self.best_accuracy is not None:
                 text += f", val {100 * self.best_accuracy:.1f} %"
             self._progress((step + 1) / total, text)
@@ -111,6 +112,7 @@ class Run:
                 "the usual cure."
             )
         self._losses.append(loss)
+        self._latest = loss
         self._logged = True
 
     def best(self) -> dict[str, Tensor]:

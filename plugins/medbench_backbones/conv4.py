@@ -16,8 +16,10 @@ def _block(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(n_in, n_out, kernel_size=3, padding=1),
         nn.BatchNorm2d(n_out),
-        nn.ReLU(),
+        # The paper's order is ReLU, then pooling. The two commute exactly, and this way round the
+        # ReLU has a quarter of the pixels.
         nn.MaxPool2d(2),
+        nn.ReLU(),
     )
 
 

@@ -218,8 +218,10 @@ OMNIGLOT = DatasetSpec(
 SYNTHETIC = DatasetSpec(
     name="synthetic",
     version="1",
-    factory="medbench_datasets.synthetic.dataset:Synthetic",
-    summary="images made on the fly from a seed, with sites, patients, true masks and boxes",
+    factory="medbench_datasets.synthetic.dataset:open_synthetic",
+    summary="images made on the fly from a seed: cells, fundus, xray or ct; with sites, patients, "
+    "true masks and boxes",
+    takes_argument="DOMAIN",
     modality="simulated",
     domain="synthetic",
     licence="Apache-2.0",
@@ -230,13 +232,6 @@ SYNTHETIC = DatasetSpec(
         year=2025,
     ),
     parameters=(
-        Parameter(
-            "domain",
-            "cells",
-            "what the images look like",
-            "str",
-            choices=("cells", "fundus", "xray", "ct"),
-        ),
         Parameter("size", 28, "edge length in pixels", "int", minimum=16, maximum=512),
         Parameter("images_per_class", 60, "images of each class", "int", minimum=8, maximum=10000),
         Parameter("n_classes", 30, "classes", "int", minimum=6, maximum=30),

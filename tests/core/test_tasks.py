@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medbench.api import ClassSplit, Dataset, DatasetInfo, DatasetSpec, Citation, Place
+from medbench.episodes import Shape
 from medbench.errors import DataMissing, ProtocolError, UsageError
 from medbench.plugins import Entry, Plugin, Registry
 from medbench.protocols import Protocol
@@ -107,7 +108,7 @@ def test_test_support_is_train_images_and_queries_are_test_images(registered):
     for source in target.sources:
         splits = source.opened.dataset.splits
         assert (splits[source.train.images] == 0).all()
-        drawn = source.val.draw(source.val_shape, "v", 0, 20)
+        drawn = source.val.draw(source.val.fit(Shape(4, 2, 3)), "v", 0, 20)
         assert (splits[drawn.support] == 0).all()
         assert (splits[drawn.query] == 1).all()
 
@@ -146,7 +147,7 @@ def test_leaving_one_site_out_trains_on_the_others_alone(registered):
         for source in target.sources:
             assert own not in set(a.sites[source.train.images])
             # Validation images are held out of training.
-            drawn = source.val.draw(source.val_shape, "v", 0, 20)
+            drawn = source.val.draw(source.val.fit(Shape(4, 2, 3)), "v", 0, 20)
             assert not set(drawn.query.ravel()) & set(source.train.images)
 
 
@@ -161,7 +162,7 @@ def test_no_patient_is_on_both_sides_of_validation_or_of_an_episode(registered):
             assert not set(patients[support]) & set(patients[query])
         for source in target.sources:
             known = source.opened.dataset.patients
-            drawn = source.val.draw(source.val_shape, "v", 0, 20)
+            drawn = source.val.draw(source.val.fit(Shape(4, 2, 3)), "v", 0, 20)
             assert not set(known[drawn.query.ravel()]) & set(known[source.train.images])
 
 

@@ -52,6 +52,11 @@ _BLOCK_PIXELS = 64 * 28 * 28
 _SPLITS = np.array([0, 2, 0, 0, 2, 0, 1, 0, 2, 0], np.uint8)
 
 
+def open_synthetic(place: Place, *, argument: str, **params: int) -> Synthetic:
+    """The set ``synthetic:DOMAIN``. Raises `DataError` for a domain there is not."""
+    return Synthetic(place, domain=argument, **params)
+
+
 class Synthetic(Dataset):
     """Images painted when they are read; nothing is on disk.
 
@@ -91,7 +96,7 @@ class Synthetic(Dataset):
         self._patterns = np.array([pattern for _, pattern in pairs], np.int64)[self.labels]
         names = self._domain
         self.info = DatasetInfo(
-            name="synthetic",
+            name=f"synthetic:{domain}",
             label_names=tuple(
                 f"{names.forms[form]}, {names.patterns[pattern]}"
                 for form, pattern in pairs[:n_classes]
