@@ -1,4 +1,4 @@
-"""Builds a backbone from its reference, and gives it weights: random, from a file, or pretrained."""
+"""Builds a backbone from its reference with weights: random, from a file, or pretrained."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def build_backbone(
         load_weights(backbone, read_weights(Path(ref.weights)), ref.weights)
         backbone.origin = f"file {Path(ref.weights).name}"
     # Convolutions run up to twice as fast in this layout, on CPUs and tensor cores alike.
-    return backbone.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return backbone.to(memory_format=torch.channels_last).eval()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -71,7 +71,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a readable weights file: {str(error).splitlines()[0]}") from error
+        raise DataError(
+            f"{path}: not a readable weights file: {str(error).splitlines()[0]}"
+        ) from error
     except Exception as error:  # torch's UnpicklingError is what pickle's module defines
         raise DataError(
             f"{path}: refused, because it holds more than tensors ({type(error).__name__}); save "

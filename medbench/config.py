@@ -156,19 +156,20 @@ def _check_names(document: Document, suite: Suite, registry: Registry) -> None:
     problems: list[str] = []
 
     def check(kind: str, index: int, name: str, params: Any) -> None:
-        path = (kind, index)
+        path: tuple[str | int, ...] = (kind, index)
         try:
             entry = registry.get(kind, name)
             if params is not None:
-                path = (*path, "params")  # type: ignore[assignment]
+                path = (*path, "params")
                 resolve_params(entry, params)
         except UsageError as error:
             problems.append(f"{document.where(path)}: {error}")
 
     for i, protocol in enumerate(suite.protocols):
         check("protocols", i, protocol.name, None)
-    for kind, refs in (("backbones", suite.backbones), ("algorithms", suite.algorithms)):
-        for i, ref in enumerate(refs):
-            check(kind, i, ref.name, ref.params)
+    for i, backbone in enumerate(suite.backbones):
+        check("backbones", i, backbone.name, backbone.params)
+    for i, algorithm in enumerate(suite.algorithms):
+        check("algorithms", i, algorithm.name, algorithm.params)
     if problems:
         raise ConfigError("\n".join(problems))

@@ -99,9 +99,7 @@ def weights_digest(backbone: Backbone) -> str:
     return h.hexdigest()
 
 
-def embed(
-    backbone: Backbone, store: ImageStore, rows: Ints, device: torch.device
-) -> Tensor:
+def embed(backbone: Backbone, store: ImageStore, rows: Ints, device: torch.device) -> Tensor:
     """Features ``(len(rows), d)`` float32 on the CPU, in eval mode, in batches of `BATCH`.
 
     Raises `NonFinite` naming the image, `ContractError` for features of a wrong shape.

@@ -102,7 +102,7 @@ class Pool:
             return None
         if not self.shared:
             sides = [np.unique(patients[flat]) for flat in self._flat]
-            if not np.intersect1d(*sides).size:
+            if not np.intersect1d(sides[0], sides[1]).size:
                 return None
         elif len(np.unique(patients[self._flat[0]])) == len(self._flat[0]):
             return None
@@ -126,7 +126,9 @@ class Pool:
             return repr(label_names[number]) if number < len(label_names) else f"class {number}"
 
         if self.n_classes < shape.way:
-            return f"{shape.way}-way episodes need {shape.way} classes, and there are {self.n_classes}"
+            return (
+                f"{shape.way}-way episodes need {shape.way} classes, and there are {self.n_classes}"
+            )
         sides = (
             [("images", self._sizes[0], shape.shot + shape.query)]
             if self.shared
@@ -223,9 +225,11 @@ class Pool:
         lanes = picked.T.reshape(-1)  # one lane for each (episode, class)
 
         def take(kind: int, side: int, k: int) -> Ints:
-            u = _uniform(state, kind, way * k).reshape(way, k, count)
-            u = u.transpose(1, 2, 0).reshape(k, count * way)
-            chosen = _choose(u, self._sizes[side][lanes]) + self._starts[side][lanes]
+            u = _uniform(state, kind, way * k).reshape(way, k, count).transpose(1, 2, 0)
+            chosen = (
+                _choose(u.reshape(k, count * way), self._sizes[side][lanes])
+                + self._starts[side][lanes]
+            )
             return self._flat[side][chosen].T.reshape(count, way, k)
 
         if self.shared:
@@ -302,11 +306,11 @@ def _words(state: Words, kind: int, n: int, offset: int = 0) -> Words:
 
 def _uniform(state: Words, kind: int, n: int, offset: int = 0) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) of 53 random bits, ``(n, len(state))``."""
-    return (_words(state, kind, n, offset) >> np.uint64(11)) * 2.0**-53
+    return (_words(state, kind, n, offset) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _choose(u: NDArray[np.float64], sizes: Ints) -> Ints:
-    """For each lane, ``k`` of ``sizes`` things without replacement, in random order: ``(k, lanes)``.
+    """For each lane, ``k`` of ``sizes`` things without replacement, in order: ``(k, lanes)``.
 
     Fisher-Yates on a virtual array: step ``t`` swaps places ``t`` and ``t + floor(u (n - t))``.
     Only the places written so far differ from the identity, and those are looked up among the

@@ -42,7 +42,9 @@ def atomic(path: Path) -> Iterator[Path]:
     name: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent
+        )
         os.close(handle)
         yield Path(name)
         with Path(name).open("rb") as file:

@@ -272,9 +272,7 @@ def _source_ingredients(source: SourceSet) -> dict[str, Any]:
     }
 
 
-def _target_ingredients(
-    target: Target, entry: Entry, counts: Mapping[str, int]
-) -> dict[str, Any]:
+def _target_ingredients(target: Target, entry: Entry, counts: Mapping[str, int]) -> dict[str, Any]:
     block = target.pool.draw(target.shape, target.episode_key, 0, counts["episodes"])
     return {
         "protocol": target.protocol.id,

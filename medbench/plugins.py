@@ -7,6 +7,7 @@ for its specs apart; whatever goes wrong with one becomes a `Fault` and touches 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import importlib
@@ -100,9 +101,7 @@ class Registry:
     )
     plugins: list[Plugin] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    manager: pluggy.PluginManager = field(
-        default_factory=lambda: pluggy.PluginManager("medbench")
-    )
+    manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("medbench"))
 
     def get(self, kind: str, name: str) -> Entry:
         """The entry called `name`; for ``NAME:ARGUMENT`` the family's entry.
@@ -199,15 +198,23 @@ def load(
     if trace:
         _trace(result.manager)
     found = sorted(
-        {(_distribution(e)[0] != BUNDLED, *_distribution(e), e.name, e.value): e for e in entry_points}.items()
+        {
+            (_distribution(e)[0] != BUNDLED, *_distribution(e), e.name, e.value): e
+            for e in entry_points
+        }.items()
     )
     if only is not None:
         wanted = {_canonical(w) for w in only.split(",") if w.strip()} | {BUNDLED}
         known = {_canonical(key[1]) for key, _ in found} | {BUNDLED}
         for word in sorted(wanted - known):
             result.faults.append(
-                Fault(word, "?", "-", f"MEDBENCH_PLUGINS names {word!r}, which is not installed or "
-                      f"has no entry point in group {GROUP!r}.{did_you_mean(word, known)}")
+                Fault(
+                    word,
+                    "?",
+                    "-",
+                    f"MEDBENCH_PLUGINS names {word!r}, which is not installed or "
+                    f"has no entry point in group {GROUP!r}.{did_you_mean(word, known)}",
+                )
             )
         found = [(key, e) for key, e in found if _canonical(key[1]) in wanted]
     for (_, distribution, version, *_rest), entry_point in found:
@@ -258,7 +265,7 @@ def _load_one(
             break
         specs[kind] = list(returned)
     if fault is None:
-        plugin = Plugin(*[*vars(plugin).values()][:-1], time.perf_counter() - start)
+        plugin = dataclasses.replace(plugin, load_s=time.perf_counter() - start)
         reason = result._add(plugin, specs)
         fault = _fault(plugin, reason) if reason else None
     if fault:
@@ -284,7 +291,7 @@ def _hooks_of(module: ModuleType) -> tuple[tuple[str, ...], str | None]:
     return tuple(sorted(hooks)), None
 
 
-def _nonsense(hook: str, returned: Any, spec_type: type) -> str | None:
+def _nonsense(hook: str, returned: Any, spec_type: type[Any]) -> str | None:
     """What is wrong with a hook's return value; None when it is a sequence of good specs."""
     want = f"a list of {spec_type.__name__}"
     if not isinstance(returned, list | tuple):
@@ -345,9 +352,7 @@ def resolve_params(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             if not known:
                 raise UsageError(f"{entry.name} takes no parameters, and {name!r} was given.")
-            raise UsageError(
-                f"{entry.name} has no parameter {name!r}.{did_you_mean(name, known)}"
-            )
+            raise UsageError(f"{entry.name} has no parameter {name!r}.{did_you_mean(name, known)}")
         trouble = parameter_problem(known[name], value)
         if trouble:
             raise UsageError(f"{entry.name}: parameter {name}: {trouble}. ({known[name].help})")

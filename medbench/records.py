@@ -81,7 +81,9 @@ def write_record(
         target = path.with_suffix(".parquet")
         with atomic(target) as temporary:
             pq.write_table(
-                pa.table({k: np.asarray(v) for k, v in scores.items()}), temporary, compression="zstd"
+                pa.table({k: np.asarray(v) for k, v in scores.items()}),
+                temporary,
+                compression="zstd",
             )
         document |= {"scores_file": target.name, "scores_digest": file_digest(target)}
     write_json(path, document)
@@ -125,7 +127,9 @@ def find_records(folders: Iterable[Path]) -> list[Record]:
         paths = sorted(p for p in inside.glob("*.json") if not p.name.startswith("."))
         paths = [p for p in paths if p.name not in ("suite.json", "plan.json")]
         if not paths:
-            raise UsageError(f"{folder} holds no records; 'medbench run SUITE --out DIR' makes them.")
+            raise UsageError(
+                f"{folder} holds no records; 'medbench run SUITE --out DIR' makes them."
+            )
         for path in paths:
             record = read_record(path)
             key = identity(record)

@@ -85,7 +85,7 @@ def _weights(n: int, seed: int, stream: int) -> Floats:
     Kept, because a board asks for the same numbers of episodes again and again.
     """
     # RandomState's streams are frozen by numpy's policy: tables can be rebuilt bit by bit.
-    random = np.random.RandomState(derive_seed("bootstrap", n, seed, stream) % 2**32)  # noqa: NPY002
+    random = np.random.RandomState(derive_seed("bootstrap", n, seed, stream) % 2**32)
     found: Floats = random.multinomial(n, np.full(n, 1 / n), size=REPLICATES).astype(np.float64)
     found.setflags(write=False)
     return found

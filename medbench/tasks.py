@@ -101,7 +101,9 @@ def _check_dataset(dataset: Dataset) -> None:
                 f"labels must be (n,) integers, and are {dataset.labels.shape} "
                 f"{dataset.labels.dtype}."
             )
-        if n and (dataset.labels.min() < 0 or dataset.labels.max() >= len(dataset.info.label_names)):
+        if n and (
+            dataset.labels.min() < 0 or dataset.labels.max() >= len(dataset.info.label_names)
+        ):
             raise ContractError(
                 f"labels run from {dataset.labels.min()} to {dataset.labels.max()}, and there are "
                 f"{len(dataset.info.label_names)} label names."
@@ -240,7 +242,7 @@ def _open_all(
     for ref in protocol.datasets:
         try:
             one = open_dataset(registry, ref, place)
-        except DataMissing as error:
+        except DataMissing:
             if not ref.optional:
                 raise
             left_out.append(f"{ref.name} (not found)")
@@ -393,9 +395,7 @@ def _test_pool(opened: Opened, among: Ints, classes: Sequence[int]) -> Pool:
     support = _by_class(dataset, among[dataset.splits[among] == TRAIN], classes)
     query = _by_class(dataset, among[dataset.splits[among] == TEST], classes)
     kept = [(c, s, q) for (c, s), (_, q) in zip(support, query, strict=True) if len(s) or len(q)]
-    return Pool(
-        [s for _, s, _ in kept], [q for _, _, q in kept], patients, [c for c, _, _ in kept]
-    )
+    return Pool([s for _, s, _ in kept], [q for _, _, q in kept], patients, [c for c, _, _ in kept])
 
 
 def _source(
@@ -468,9 +468,7 @@ def _held_out(dataset: Dataset, among: Ints) -> np.ndarray[Any, np.dtype[np.bool
     return np.array([share[int(g)] for g in group], dtype=bool)
 
 
-def _by_class(
-    dataset: Dataset, among: Ints, classes: Sequence[int]
-) -> list[tuple[int, Ints]]:
+def _by_class(dataset: Dataset, among: Ints, classes: Sequence[int]) -> list[tuple[int, Ints]]:
     """The images of each class, ascending, from one sort rather than a scan a class."""
     labels = dataset.labels[among]
     order = np.argsort(labels, kind="stable")

@@ -139,7 +139,9 @@ class Run:
         accuracy = hits / n if n else None
         if accuracy is None:
             if not any("validation" in note for note in self.notes):
-                self.notes.append("the sources have no images for validation: the last state is kept")
+                self.notes.append(
+                    "the sources have no images for validation: the last state is kept"
+                )
             self._keep(None)
         elif self.best_accuracy is None or accuracy > self.best_accuracy:
             self._keep(accuracy)
@@ -184,7 +186,11 @@ class Run:
                 if isinstance(value, nn.Module):
                     prefix = f"{name}."
                     value.load_state_dict(
-                        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                        {
+                            k.removeprefix(prefix): v
+                            for k, v in tensors.items()
+                            if k.startswith(prefix)
+                        }
                     )
                 elif isinstance(value, Tensor):
                     value.copy_(tensors[name])

@@ -1,5 +1,4 @@
-"""What stands for a backbone's weights in a content key; needs no torch, so that planning does not.
-"""
+"""What stands for a backbone's weights in a content key; planning needs it, and no torch."""
 
 from __future__ import annotations
 

@@ -255,9 +255,7 @@ def _check_learned(learned: Any, name: str) -> None:
 # --- cells ---------------------------------------------------------------------------------------
 
 
-def _run_cell(
-    job: Job, folders: Folders, place: Place, progress: Progress, enter: Stage
-) -> None:
+def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, enter: Stage) -> None:
     enter("load")
     bench = _bench(job, place)
     target = bench.target
@@ -303,8 +301,9 @@ def _run_cell(
     data = header(job) | {
         "status": "ok",
         "n_episodes": len(block),
-        "summary": {k: float(np.nanmean(v)) if not np.isnan(v).all() else None
-                    for k, v in measured.items()},
+        "summary": {
+            k: float(np.nanmean(v)) if not np.isnan(v).all() else None for k, v in measured.items()
+        },
         "costs": costs,
         "training": training,
         "traits": {
@@ -345,8 +344,19 @@ def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, A
         return {}, None
     folder = folders.out / "trainings" / job.training_key
     record = json.loads((folder / "training.json").read_text())
-    keep = ("key", "train_s", "images_seen", "steps", "budget_images",
-            "selected_step", "val_accuracy", "curve", "memory", "resumed_at", "notes")
+    keep = (
+        "key",
+        "train_s",
+        "images_seen",
+        "steps",
+        "budget_images",
+        "selected_step",
+        "val_accuracy",
+        "curve",
+        "memory",
+        "resumed_at",
+        "notes",
+    )
     return load_file(folder / "learned.safetensors"), {k: record[k] for k in keep}
 
 
@@ -561,8 +571,13 @@ class _Lanes:
 
 def _spread(values: NDArray[np.float64]) -> dict[str, float]:
     q25, median, q75, p95 = np.percentile(values, [25, 50, 75, 95])
-    return {"median": float(median), "p95": float(p95), "iqr": float(q75 - q25),
-            "mean": float(values.mean()), "min": float(values.min())}
+    return {
+        "median": float(median),
+        "p95": float(p95),
+        "iqr": float(q75 - q25),
+        "mean": float(values.mean()),
+        "min": float(values.min()),
+    }
 
 
 def _keep_freed_memory() -> None:

@@ -1,6 +1,6 @@
 """A plugin distribution for tests: a tiny dataset, a protocol, and algorithms that misbehave."""
 
-SOURCE = '''
+SOURCE = """
 from medbench.api import *
 
 C = Citation(title="t", authors="a", venue="v", year=2020)
@@ -34,9 +34,9 @@ def medbench_algorithms():
         algorithm("slow-training", meta_trains=True), algorithm("bad-training", meta_trains=True),
         algorithm("edits-support"), algorithm("no-predictor"), algorithm("no-meta", meta_trains=True),
     ]
-'''
+"""
 
-PARTS = '''
+PARTS = """
 import os, subprocess, sys, time
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ class BadTraining(Mean):
         for step in run.steps({"backbone": backbone}, images_per_step=10):
             run.log(float("nan") if step == 3 else 1.0)
         return run.best()
-'''
+"""
 
 COMMON = """
 version: 1

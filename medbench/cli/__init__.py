@@ -41,7 +41,9 @@ class _Lazy(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"No command {args[0]!r}.{did_you_mean(args[0], _COMMANDS)}", ctx)
+            raise click.UsageError(
+                f"No command {args[0]!r}.{did_you_mean(args[0], _COMMANDS)}", ctx
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -17,9 +17,7 @@ from medbench.records import find_records
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("--metric", type=click.Choice(METRICS), default="accuracy", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file.")
-def leaderboard_command(
-    folders: tuple[Path, ...], form: str, metric: str, out: Path | None
-) -> int:
+def leaderboard_command(folders: tuple[Path, ...], form: str, metric: str, out: Path | None) -> int:
     """Show a leaderboard from the records in FOLDERS (outputs of runs).
 
     Exits with 0, or with 3 when no cell in them was measured.

@@ -24,6 +24,7 @@ from medbench.tasks import default_place
 
 _TELL_EVERY_S = 30.0
 
+
 @click.command("run")
 @click.argument("suite")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [runs/SUITE].")
@@ -73,7 +74,11 @@ def run_command(
     found = registry()
     loaded, values = load_suite(suite, found, settings)
     device = _device(device)
-    say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
     for fault in found.faults:
         say(f"plugin left out: {fault}")
     plan = _select(_plan(loaded, device, quiet), only)
@@ -152,7 +157,9 @@ def _select(plan: Plan, only: tuple[str, ...]) -> Plan:
     if not only:
         return plan
     cells = tuple(
-        c for c in plan.cells if any(fnmatch.fnmatch(c.title.lower(), f"*{o.lower()}*") for o in only)
+        c
+        for c in plan.cells
+        if any(fnmatch.fnmatch(c.title.lower(), f"*{o.lower()}*") for o in only)
     )
     if not cells:
         raise UsageError(
@@ -224,9 +231,7 @@ class _Screen:
         """Show one event."""
         job = event.job
         if event.kind == "started":
-            self._tasks[job.key] = self._progress.add_task(
-                _brief(job), total=1.0, note="starting"
-            )
+            self._tasks[job.key] = self._progress.add_task(_brief(job), total=1.0, note="starting")
         elif event.kind == "progress" and job.key in self._tasks:
             fraction = event.fraction if event.fraction >= 0 else None
             update: dict[str, Any] = {"note": event.text}
@@ -290,11 +295,15 @@ def status_command(folder: Path, as_json: bool, device: str) -> int:
     if as_json:
         click.echo(json.dumps({"cells": rows, "counts": counts, "trainings": trainings}, indent=1))
     else:
-        click.echo(f"suite {suite.name} in {folder}: {len(rows)} cells, "
-                   + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+        click.echo(
+            f"suite {suite.name} in {folder}: {len(rows)} cells, "
+            + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
+        )
         if trainings:
-            click.echo(f"{len(plan.trainings)} trainings, "
-                       + ", ".join(f"{n} {state}" for state, n in sorted(trainings.items())))
+            click.echo(
+                f"{len(plan.trainings)} trainings, "
+                + ", ".join(f"{n} {state}" for state, n in sorted(trainings.items()))
+            )
         for row in rows:
             if row["state"] != "ok":
                 click.echo(f"  {row['state']:<11} {row['title']}")
@@ -308,7 +317,8 @@ def _stale(folders: Folders, job: Job) -> list[str]:
     from medbench.records import read_record
 
     older = [
-        p for p in (folders.out / "records").glob(f"{_literal(job.slug)}-*.json")
+        p
+        for p in (folders.out / "records").glob(f"{_literal(job.slug)}-*.json")
         if p != folders.record(job)
     ]
     found = []

@@ -140,7 +140,15 @@ def _describe(entry: Entry) -> str:
         text = yaml.safe_dump(rules, sort_keys=False, width=90)
         return "\n".join([*lines, textwrap.indent(text, "  ")])
     facts: dict[str, Any] = {}
-    for key in ("family", "modality", "domain", "task_kind", "n_classes", "n_dims", "pretrained_on"):
+    for key in (
+        "family",
+        "modality",
+        "domain",
+        "task_kind",
+        "n_classes",
+        "n_dims",
+        "pretrained_on",
+    ):
         value = getattr(spec, key, None)
         if value not in (None, ""):
             facts[key.replace("_", " ")] = value
@@ -170,15 +178,18 @@ def _describe(entry: Entry) -> str:
         lines += ["", "  parameters:"]
         wide = max(len(p.name) for p in spec.parameters)
         for p in spec.parameters:
-            default = "null" if p.default is None else str(p.default).lower() if isinstance(
-                p.default, bool) else p.default
+            default = (
+                "null"
+                if p.default is None
+                else str(p.default).lower()
+                if isinstance(p.default, bool)
+                else p.default
+            )
             head = f"    {p.name:<{wide}}  {p.type} = {default}"
             if p.choices:
                 head += f" ({' | '.join(map(str, p.choices))})"
             lines.append(head)
-            lines += [
-                " " * (wide + 6) + w for w in textwrap.wrap(p.help, 92 - wide)
-            ]
+            lines += [" " * (wide + 6) + w for w in textwrap.wrap(p.help, 92 - wide)]
     return "\n".join([*lines, ""])
 
 

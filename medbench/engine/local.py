@@ -143,11 +143,11 @@ class _Engine:
         for job in plan.trainings:
             if job.key not in needed:
                 continue
-            state = training_state(self._folders, job)
-            if state[0] == "missing" or (state[0] != "ok" and retry_failed):
+            status, error = training_state(self._folders, job)
+            if status == "missing" or (status != "ok" and retry_failed):
                 self._trainings.append(job)
             else:
-                self._trained[job.key] = state
+                self._trained[job.key] = (status, error)
         self._titles = {job.key: job.title for job in plan.trainings}
 
     def run(self) -> Outcome:
@@ -375,5 +375,8 @@ def write_plan(out: Path, plan: Plan) -> None:
     jobs: Iterable[Job] = (*plan.trainings, *plan.cells)
     write_json(
         out / "plan.json",
-        [{"kind": j.kind, "key": j.key, "title": j.title, "ingredients": j.ingredients} for j in jobs],
+        [
+            {"kind": j.kind, "key": j.key, "title": j.title, "ingredients": j.ingredients}
+            for j in jobs
+        ],
     )

@@ -110,8 +110,10 @@ def _escape(text: str, form: str) -> str:
     text = " ".join(text.split())
     if form == "md":
         for char in "\\|_*`<>[]":
-            text = text.replace(char, f"\\{char}") if char not in "<>" else text.replace(
-                char, "&lt;" if char == "<" else "&gt;"
+            text = (
+                text.replace(char, f"\\{char}")
+                if char not in "<>"
+                else text.replace(char, "&lt;" if char == "<" else "&gt;")
             )
     return text
 
@@ -135,14 +137,16 @@ def _notes(board: Board, form: str) -> str:
         f"The interval is a bootstrap over {covers}, the images given. (T): transductive, sees all "
         "queries of an episode at once.",
         "adapt: from raw support images to a ready classifier, one episode at a time (median and "
-        "95th percentile); predict: from raw query images to scores, for all queries of an episode; "
-        "host MiB: memory added by adapting and predicting, above the process before it; adapted: "
-        "parameters that adaptation sets.",
+        "95th percentile); predict: from raw query images to scores, for all queries of an "
+        "episode; host MiB: memory added by adapting and predicting, above the process before "
+        "it; adapted: parameters that adaptation sets.",
         "A row with a failed cell has no score and ranks last; times are of the cells that ended.",
     ]
     if board.licences:
         lines.append(
-            "Data licences: " + "; ".join(f"{k}: {v}" for k, v in sorted(board.licences.items())) + "."
+            "Data licences: "
+            + "; ".join(f"{k}: {v}" for k, v in sorted(board.licences.items()))
+            + "."
         )
     return "\n\n".join(lines) if form == "md" else "\n".join(lines)
 

@@ -101,9 +101,7 @@ def build_board(records: Iterable[Record], metric: str = "accuracy") -> Board:
             cell["shot"],
         )
         groups[key].append(record)
-    scores: dict[int, NDArray[np.float64]] = {
-        id(r): _scores(r, metric) for r in everything if r.ok
-    }
+    scores: dict[int, NDArray[np.float64]] = {id(r): _scores(r, metric) for r in everything if r.ok}
     tables: list[Table] = []
     overall: dict[tuple[Any, ...], list[tuple[Table, list[Record]]]] = defaultdict(list)
     for key in sorted(groups, key=lambda k: (k[0], k[3], k[4], k[5], str(k[1]), k[2])):
@@ -159,13 +157,13 @@ def _sources(records: Sequence[Record]) -> dict[int, tuple[str, ...]]:
 def _scores(record: Record, metric: str) -> NDArray[np.float64]:
     scores = record.scores()
     if metric not in scores:
-        raise DataError(
-            f"{record.path}: no metric {metric!r}; it has {', '.join(scores)}."
-        )
+        raise DataError(f"{record.path}: no metric {metric!r}; it has {', '.join(scores)}.")
     return scores[metric]
 
 
-def _rows(groups: Sequence[list[Record]], scores: Mapping[int, NDArray[np.float64]]) -> tuple[Row, ...]:
+def _rows(
+    groups: Sequence[list[Record]], scores: Mapping[int, NDArray[np.float64]]
+) -> tuple[Row, ...]:
     """Rows over one target, or over several; best first, those without a score last."""
     by_row: dict[RowKey, list[list[Record]]] = defaultdict(lambda: [[] for _ in groups])
     for i, group in enumerate(groups):

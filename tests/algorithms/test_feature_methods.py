@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+
+from medbench.api import Algorithm
 from medbench_algorithms.baseline import Baseline
 from medbench_algorithms.linear_probe import LinearProbe
 from medbench_algorithms.nearest_neighbour import NearestNeighbour
 from medbench_algorithms.protonet import ProtoNet
 from medbench_algorithms.simpleshot import SimpleShot
-
-from medbench.api import Algorithm
 
 from .conftest import SmallConv, feature_episodes, one_of
 

@@ -9,9 +9,9 @@ import sys
 from typing import Any
 
 import pytest
-from medbench_algorithms import medbench_algorithms
 
 from medbench.api import AlgorithmSpec
+from medbench_algorithms import medbench_algorithms
 
 SPECS = {spec.name: spec for spec in medbench_algorithms()}
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+
+from medbench.api import Algorithm
 from medbench_algorithms.anil import ANIL
 from medbench_algorithms.maml import MAML
 from medbench_algorithms.pretrain import Supervised, mean_feature
 from medbench_algorithms.protonet import ProtoNet
-
-from medbench.api import Algorithm
 
 from .conftest import FakeRun, SmallConv, StripesSource
 

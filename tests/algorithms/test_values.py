@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from medbench_algorithms.baseline import Baseline
-from medbench_algorithms.geometry import class_means, squared_distances
-from medbench_algorithms.linear_probe import LinearProbe
-from medbench_algorithms.nearest_neighbour import NearestNeighbour
-from medbench_algorithms.protonet import ProtoNet
-from medbench_algorithms.simpleshot import SimpleShot
 from scipy.spatial.distance import cdist
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from medbench.api import ContractError, NonFinite, Support
+from medbench_algorithms.baseline import Baseline
+from medbench_algorithms.geometry import class_means, squared_distances
+from medbench_algorithms.linear_probe import LinearProbe
+from medbench_algorithms.nearest_neighbour import NearestNeighbour
+from medbench_algorithms.protonet import ProtoNet
+from medbench_algorithms.simpleshot import SimpleShot
 
 from .conftest import SmallConv, feature_episodes, one_of
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+
+from medbench.api import Backbone, MedbenchError, Unavailable
 from medbench_backbones import medbench_backbones, timm_family
 from medbench_backbones.conv4 import Conv4
 from medbench_backbones.resnet12 import ResNet12
 from medbench_backbones.timm_family import create
-
-from medbench.api import Backbone, MedbenchError, Unavailable
 
 
 @pytest.fixture(autouse=True)

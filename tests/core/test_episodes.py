@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from medbench.errors import ProtocolError
 
 def pool(sizes: list[int], **kwargs) -> Pool:
     starts = np.cumsum([0, *sizes])
-    return Pool([np.arange(a, b) for a, b in zip(starts, starts[1:], strict=False)], **kwargs)
+    return Pool([np.arange(a, b) for a, b in pairwise(starts)], **kwargs)
 
 
 def test_an_episode_is_the_same_alone_in_a_block_and_from_any_start():
@@ -115,7 +117,11 @@ def test_no_patient_is_on_both_sides():
             Shape(2, 5, 1),
             "5 support images in every class",
         ),
-        (lambda: pool([4, 4], patients=np.zeros(8, int)), Shape(2, 1, 1), "must not share a patient"),
+        (
+            lambda: pool([4, 4], patients=np.zeros(8, int)),
+            Shape(2, 1, 1),
+            "must not share a patient",
+        ),
     ],
 )
 def test_a_pool_that_is_too_small_says_what_it_lacks(make, shape, words):

@@ -22,7 +22,12 @@ class Noise(Dataset):
     def __init__(self, n=300, shape=(28, 28, 1)):
         self.labels = np.zeros(n, np.int64)
         self.info = DatasetInfo(
-            name="noise", label_names=("a",), image_shape=shape, domain="d", modality="m", licence="l"
+            name="noise",
+            label_names=("a",),
+            image_shape=shape,
+            domain="d",
+            modality="m",
+            licence="l",
         )
         self.asked: list[int] = []
         self._pixels = np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
@@ -108,7 +113,9 @@ def test_features_are_embedded_once_and_come_from_the_cache(tmp_path):
     assert not torch.equal(first, other)
     (file, _) = sorted(tmp_path.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(first, features_of(backbone, dataset, ImageStore(dataset), rows, CPU, tmp_path))
+    assert torch.equal(
+        first, features_of(backbone, dataset, ImageStore(dataset), rows, CPU, tmp_path)
+    )
 
 
 def test_features_that_are_not_finite_name_the_image():

@@ -1,5 +1,6 @@
 """Plugins are loaded one by one; a broken one is reported, left out whole, and harms no other."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import importlib.metadata
@@ -190,7 +191,9 @@ def test_an_edited_plugin_has_another_digest(distribute):
 
 
 def test_on_record_faults_are_reported_and_do_no_harm(distribute, tmp_path):
-    source = GOOD + "\n@hookimpl\ndef medbench_on_record(record):\n    raise OSError(record['key'])\n"
+    source = (
+        GOOD + "\n@hookimpl\ndef medbench_on_record(record):\n    raise OSError(record['key'])\n"
+    )
     distribute("acme", source)
     watcher = GOOD.replace("acme/", "w/") + (
         "\n@hookimpl\ndef medbench_on_record(record):\n"

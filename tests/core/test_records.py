@@ -31,7 +31,9 @@ def document(algorithm="protonet", seed=0, status="ok", target="d:5w1s", created
             "hardware": {"class": "some CPU, 1 thread"},
             "traits": {"transductive": algorithm == "maml"},
             "costs": {
-                "times": {k: {"median": 0.01, "p95": 0.02} for k in ("adaptation_s", "prediction_s")},
+                "times": {
+                    k: {"median": 0.01, "p95": 0.02} for k in ("adaptation_s", "prediction_s")
+                },
                 "memory": {"peak_host_bytes": 2**29, "peak_host_added_bytes": 2**20},
                 "parameters_adapted": 5,
             },
@@ -167,8 +169,12 @@ def test_other_sources_and_other_hardware_stand_in_other_tables(tmp_path):
 
 
 def test_of_two_records_of_one_cell_the_newer_counts(tmp_path):
-    write_record(tmp_path / "records" / "a.json", document(created="2026-01-02"), {"accuracy": np.ones(5)})
-    write_record(tmp_path / "records" / "b.json", document(created="2026-01-01"), {"accuracy": np.zeros(5)})
+    write_record(
+        tmp_path / "records" / "a.json", document(created="2026-01-02"), {"accuracy": np.ones(5)}
+    )
+    write_record(
+        tmp_path / "records" / "b.json", document(created="2026-01-01"), {"accuracy": np.zeros(5)}
+    )
     (table,) = board_of(tmp_path).tables
     assert table.rows[0].score.mean == 1.0
 
@@ -193,7 +199,7 @@ def test_a_board_needs_neither_torch_nor_plugins():
     import sys
 
     code = (
-        "import sys; import medbench.leaderboard.render, medbench.leaderboard.table, medbench.stats\n"
+        "import sys, medbench.leaderboard.render, medbench.leaderboard.table, medbench.stats\n"
         "bad = [m for m in ('torch', 'medbench.plugins', 'timm') if m in sys.modules]\n"
         "assert not bad, bad"
     )

@@ -66,7 +66,9 @@ def test_every_module_has_a_room():
 
 def test_only_the_facade_knows_pluggy():
     users = {
-        room(p) for p in modules() if re.search(r"^(import|from) pluggy", p.read_text(), re.MULTILINE)
+        room(p)
+        for p in modules()
+        if re.search(r"^(import|from) pluggy", p.read_text(), re.MULTILINE)
     }
     # api and hookspecs hold pluggy's markers, which are what they are for.
     assert users == {"plugins", "api", "hookspecs"}

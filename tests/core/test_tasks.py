@@ -1,5 +1,6 @@
 """Which images serve which side: classes, domains, sites, splits and patients kept apart."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medbench.api import ClassSplit, Dataset, DatasetInfo, DatasetSpec, Citation, Place
+from medbench.api import Citation, ClassSplit, Dataset, DatasetInfo, DatasetSpec, Place
 from medbench.episodes import Shape
 from medbench.errors import DataMissing, ProtocolError, UsageError
 from medbench.plugins import Entry, Plugin, Registry
@@ -131,7 +132,11 @@ def test_numbers_of_classes_are_split_by_a_hash_of_their_names(registered):
     first = resolve(registered(a=Made(n_classes=8)), rules, PLACE).targets[0]
     again = resolve(registered(a=Made(n_classes=8)), rules, PLACE).targets[0]
     assert list(first.pool.classes) == list(again.pool.classes)
-    parts = [set(first.sources[0].train.classes), set(first.sources[0].val.classes), set(first.pool.classes)]
+    parts = [
+        set(first.sources[0].train.classes),
+        set(first.sources[0].val.classes),
+        set(first.pool.classes),
+    ]
     assert [len(p) for p in parts] == [3, 2, 2]
     assert len(set.union(*parts)) == 7
 
@@ -192,7 +197,10 @@ def test_data_that_cannot_serve_the_protocol_are_explained_before_anything_train
 
 def test_optional_datasets_are_left_out_and_named(registered):
     registry = registered(
-        a=Made(domain="x"), b=Made(domain="y"), c=DataMissing("no"), e=Made(non_commercial=True, domain="z")
+        a=Made(domain="x"),
+        b=Made(domain="y"),
+        c=DataMissing("no"),
+        e=Made(non_commercial=True, domain="z"),
     )
     names = ["a", "b", {"name": "c", "optional": True}, {"name": "e", "optional": True}]
     found = resolve(registry, protocol(datasets=names), PLACE)

@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from medbench_datasets import medbench_datasets
-from medbench_datasets._medmnist_facts import MEDMNIST
 
 from medbench.api import DatasetSpec
+from medbench_datasets import medbench_datasets
+from medbench_datasets._medmnist_facts import MEDMNIST
 
 SPECS = {spec.name: spec for spec in medbench_datasets()}
 

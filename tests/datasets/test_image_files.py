@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_files import save_image
-from medbench_datasets._images import ImageFiles
-from medbench_datasets.folder import open_folder
-from medbench_datasets.table import open_table
 from PIL import Image
 
 from medbench.api import DataError, DataMissing, Place
+from medbench_datasets._images import ImageFiles
+from medbench_datasets.folder import open_folder
+from medbench_datasets.table import open_table
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Serve
 from dataset_files import tiny
+
+from conftest import Serve
+from medbench.api import DataError, DataMissing, Place, Unavailable
 from medbench_datasets import medmnist_sets
 from medbench_datasets._medmnist_facts import MEDMNIST
-
-from medbench.api import DataError, DataMissing, Place, Unavailable
 
 
 def test_the_table_of_facts_agrees_with_the_medmnist_package() -> None:

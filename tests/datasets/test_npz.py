@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_files import Arrays, tiny
-from medbench_datasets import _npz
-from medbench_datasets.npz import open_npz
 
 from medbench.api import DataError, DataMissing, Place
+from medbench_datasets import _npz
+from medbench_datasets.npz import open_npz
 
 
 def test_images_come_in_the_order_asked_for_across_parts(place: Place, data: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Serve
-from medbench_datasets import omniglot
-from medbench_datasets.omniglot import Omniglot
 from PIL import Image
 
+from conftest import Serve
 from medbench.api import DataError, DataMissing, Place
+from medbench_datasets import omniglot
+from medbench_datasets.omniglot import Omniglot
 
 PARTS = {"images_background": ("Latin", 3), "images_evaluation": ("Greek", 2)}
 

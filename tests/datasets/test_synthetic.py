@@ -6,11 +6,11 @@ import pickle
 
 import numpy as np
 import pytest
+
+from medbench.api import DataError, Place
 from medbench_datasets.synthetic import dataset as synthetic
 from medbench_datasets.synthetic.dataset import DOMAINS, Synthetic
 from medbench_datasets.synthetic.draws import Draws
-
-from medbench.api import DataError, Place
 
 NAMES = tuple(DOMAINS)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 import toy
 
 MEDBENCH = [sys.executable, "-m", "medbench"]
@@ -232,7 +233,9 @@ def test_a_change_of_parameters_or_plugin_makes_records_stale_and_says_why(suite
     out = tmp_path / "out"
     medbench("run", suite("toy/mean"), "--out", out)
     text = (out / "suite.yaml").read_text()
-    (out / "suite.yaml").write_text(text.replace("- toy/mean", "- {name: toy/mean, params: {p: 1}}"))
+    (out / "suite.yaml").write_text(
+        text.replace("- toy/mean", "- {name: toy/mean, params: {p: 1}}")
+    )
     told = medbench("status", out, code=1).stdout
     assert "stale" in told
     assert "algorithm.params.p: 0 -> 1" in told

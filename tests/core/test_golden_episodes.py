@@ -1,0 +1,92 @@
+"""The first 20 episodes of every bundled protocol, frozen.
+
+A digest that differs means that published scores no longer compare: the protocol (or the dataset)
+needs a new version.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from medbench.episodes import digest
+from medbench.plugins import registry
+from medbench.protocols import load_protocol
+from medbench.tasks import default_place, resolve
+
+OFFLINE = ("synthetic-classes", "synthetic-cross", "synthetic-sites")
+REAL = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "medmnist-cross",
+        "wbc-sites")  # fmt: skip
+
+
+def digests(name):
+    protocol, _ = load_protocol(registry(), name)
+    targets = resolve(registry(), protocol, default_place()).targets
+    return {t.episode_key: digest(t.pool.draw(t.shape, t.episode_key, 0, 20)) for t in targets}
+
+
+def test_every_bundled_protocol_has_golden_digests():
+    assert set(registry().entries["protocols"]) == {*OFFLINE, *REAL}
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_offline_episodes_are_frozen(name):
+    found = digests(name)
+    assert found == {k: v for k, v in GOLDEN.items() if k.startswith(f"{name}-v")}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", REAL)
+def test_episodes_of_real_data_are_frozen(name):
+    # Which optional datasets are here differs; the episodes of those that are must not.
+    found = digests(name)
+    known = {k: v for k, v in found.items() if k in GOLDEN}
+    assert known
+    assert known == {k: GOLDEN[k] for k in known}
+
+
+GOLDEN = {
+    "synthetic-classes-v1/synthetic:cells:5w1s": "dcc5234974c523f34a180dccc525decf",
+    "synthetic-classes-v1/synthetic:cells:5w5s": "a1116b00b9c3c3e1a2e7c892e766e10b",
+    "synthetic-cross-v1/synthetic:cells:5w1s": "fa97487484aa309965072173af2a3aba",
+    "synthetic-cross-v1/synthetic:cells:5w5s": "15dc627d3f4c60fe4114c63c71ad64a7",
+    "synthetic-cross-v1/synthetic:cells:5w10s": "ff5cb7297d126383f53cf5cad9abfcf1",
+    "synthetic-cross-v1/synthetic:fundus:5w1s": "c2e9d787e2216cdafe2157b48bd6d1c5",
+    "synthetic-cross-v1/synthetic:fundus:5w5s": "d13db981fde226cf5c71b686ee63cb8f",
+    "synthetic-cross-v1/synthetic:fundus:5w10s": "3bfac76ba50e3088eb30e6099abf8ee4",
+    "synthetic-cross-v1/synthetic:xray:5w1s": "014582d0aa2d8fc7d6ceff8736377be1",
+    "synthetic-cross-v1/synthetic:xray:5w5s": "29311106a78060d161cd4dad40992ae0",
+    "synthetic-cross-v1/synthetic:xray:5w10s": "90982cd4dfa871570cf8fc9fcbfacb6e",
+    "synthetic-cross-v1/synthetic:ct:5w1s": "c208dc33460760c0089fbd8a9ffbfe98",
+    "synthetic-cross-v1/synthetic:ct:5w5s": "1e9debeb72ceeea912843bc0c0f476f2",
+    "synthetic-cross-v1/synthetic:ct:5w10s": "02f3e962624ba74d959a447e78b5fe18",
+    "synthetic-sites-v1/synthetic:cells@site A:5w1s": "12540a3c28801b97695007aff9240a53",
+    "synthetic-sites-v1/synthetic:cells@site A:5w5s": "058412d880898f6498185b1a0aa4aa2c",
+    "synthetic-sites-v1/synthetic:cells@site B:5w1s": "bf3825bb1eb279ef8eccdce358802e6a",
+    "synthetic-sites-v1/synthetic:cells@site B:5w5s": "a8647219a366f67e77769d017198326c",
+    "synthetic-sites-v1/synthetic:cells@site C:5w1s": "d2bb65295a98366c4694a6b29ff3b016",
+    "synthetic-sites-v1/synthetic:cells@site C:5w5s": "d2a66354682a4218b9be7171f50e34e0",
+    "synthetic-sites-v1/synthetic:cells@site D:5w1s": "de089102543ccac2b545288b5c45e232",
+    "synthetic-sites-v1/synthetic:cells@site D:5w5s": "36cf623d73cea73464eb9645d8d02cf1",
+    "omniglot-5w1s-v1/omniglot:5w1s": "9bc590266a6711d4c810c2741056f486",
+    "omniglot-5w5s-v1/omniglot:5w5s": "53d2bdd23e36e57d6b2aab19b420eb62",
+    "omniglot-20w1s-v1/omniglot:20w1s": "201d947b1f3b27726544d578f5be1cfe",
+    "omniglot-20w5s-v1/omniglot:20w5s": "416d8b2705825e3b7777c99e9e7ee9e6",
+    "medmnist-cross-v1/medmnist/pneumonia:2w1s": "38bc88ea74e80feb07cfbf7edae19fb6",
+    "medmnist-cross-v1/medmnist/pneumonia:2w5s": "f3809d475261aa179d0bf80a8a266b59",
+    "medmnist-cross-v1/medmnist/pneumonia:2w10s": "926e386f1c80ae8e58cce3f76456b9ca",
+    "medmnist-cross-v1/medmnist/retina:5w1s": "a421a2c930bd2881771073c460f0ed7e",
+    "medmnist-cross-v1/medmnist/retina:5w5s": "70ed781002f49b64d80d8f5187c4e2e0",
+    "medmnist-cross-v1/medmnist/retina:5w10s": "cd81eb6215e1d389fd4816977725b184",
+    "medmnist-cross-v1/medmnist/breast:2w1s": "fdd54e82c9218c720a458de2d77b47e3",
+    "medmnist-cross-v1/medmnist/breast:2w5s": "0f31a95d8dfba8e2cf0ec1cdfd8d5100",
+    "medmnist-cross-v1/medmnist/breast:2w10s": "0128726b19cbae56621405225d335774",
+    "medmnist-cross-v1/npz:pbc28.npz:8w1s": "28e021b087a0f71d776850f29f194459",
+    "medmnist-cross-v1/npz:pbc28.npz:8w5s": "8faa66950f4022e5d3608e83823bbb29",
+    "medmnist-cross-v1/npz:pbc28.npz:8w10s": "ddbab73ecd41b04c953d9584fe1ccc10",
+    "wbc-sites-v1/folder:wbc_sites@cellavision_blog:4w1s": "7ca1caae534d119d9c7db605c370ca48",
+    "wbc-sites-v1/folder:wbc_sites@cellavision_blog:4w5s": "cc97f1ab44c8bbc8528e9eb99e1ac3f6",
+    "wbc-sites-v1/folder:wbc_sites@pbc_barcelona:4w1s": "48dffe2ac70c8739c44255551d2a24c2",
+    "wbc-sites-v1/folder:wbc_sites@pbc_barcelona:4w5s": "07c4cf3e7ac6ba068d362bc5b5353d49",
+    "wbc-sites-v1/folder:wbc_sites@tecom_jiangxi:4w1s": "c5e8c0cd6cfbcbef32daa8d91fd5e9f9",
+    "wbc-sites-v1/folder:wbc_sites@tecom_jiangxi:4w5s": "5064613817306048b8ce75e7cccc7d6c",
+}
