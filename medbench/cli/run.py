@@ -242,7 +242,10 @@ class _Screen:
             if not (self._live or self._quiet) and time.monotonic() - self._told > _TELL_EVERY_S:
                 self._told = time.monotonic()
                 self._console.print(
-                    f"...         {_brief(job)}: {event.text}", markup=False, highlight=False
+                    f"...         {_brief(job)}: {event.text}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
                 )
         elif event.kind == "finished":
             if job.key in self._tasks:
