@@ -17,6 +17,10 @@ from medbench.errors import DataError
 from medbench.files import write_json
 from medbench.records import SCHEMA, read_record, write_record
 
+# Told in place of a fraction done: a new stage began; the job waits for its turn, and its time
+# limit with it.
+STAGE_BEGAN, WAITING = -1.0, -2.0
+
 
 @dataclass(frozen=True)
 class Job:

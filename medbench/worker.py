@@ -12,7 +12,7 @@ import gc
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from medbench.errors import (
     UsageError,
 )
 from medbench.files import atomic, locked, write_json
-from medbench.jobs import Folders, Job, header, now, write_failure
+from medbench.jobs import STAGE_BEGAN, WAITING, Folders, Job, header, now, write_failure
 from medbench.measure import PeakMemory, clock, hardware, pick_device, versions
 from medbench.plan import train_params
 from medbench.plugins import Entry, Registry, load_factory, registry, resolve_params
@@ -78,7 +78,7 @@ def execute(job: Job, out: Path, place: Place, threads: int, progress: Progress)
     def enter(name: str) -> None:
         nonlocal stage
         stage = name
-        progress(-1.0, name.replace("_", " "))
+        progress(STAGE_BEGAN, name.replace("_", " "))
 
     try:
         if job.kind == "training":
@@ -283,8 +283,11 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
     enter("prepare")
     algorithm.prepare(backbone, rest)
     lanes = _Lanes(bench, algorithm, block, folders.features)
-    enter("cost_lane")
-    with _one_at_a_time(folders.out):
+    progress(WAITING, "waiting for the cost lane")
+    # Two cost lanes at once would time each other; other lanes may still run beside this one, and
+    # the record says so.
+    with locked(folders.out / "cache" / "cost-lane.lock", wait=True):
+        enter("cost_lane")
         costs, cost_scores = lanes.cost(counts["cost_episodes"])
     enter("accuracy_lane")
     scores = lanes.accuracy(progress)
@@ -328,14 +331,6 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
     }
     data["cell"]["sources"] = [s.id for s in target.sources]
     write_record(folders.record(job), data, measured)
-
-
-@contextlib.contextmanager
-def _one_at_a_time(out: Path) -> Iterator[None]:
-    # Two cost lanes at once would time each other; other lanes may still run beside this one, and
-    # the record says so.
-    with locked(out / "cache" / "cost-lane.lock", wait=True):
-        yield
 
 
 def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -408,17 +403,21 @@ class _Lanes:
         return to_input(self._store.read(rows), self._bench.backbone.input, self._bench.device)
 
     def _adapt(self, support: Support) -> Predictor:
-        name = self._bench.entry.name
         kept = support.inputs.clone(), support.labels.clone()
-        predictor = self._algorithm.adapt(support)
-        if not isinstance(predictor, Predictor):
+        predictor = self._a_predictor(self._algorithm.adapt(support))
+        if not (torch.equal(kept[0], support.inputs) and torch.equal(kept[1], support.labels)):
             raise ContractError(
-                f"{name}: adapt returned {type(predictor).__name__}, and a "
+                f"{self._bench.entry.name}: adapt changed the support set it was given."
+            )
+        return predictor
+
+    def _a_predictor(self, found: object) -> Predictor:
+        if not isinstance(found, Predictor):
+            raise ContractError(
+                f"{self._bench.entry.name}: adapt returned {type(found).__name__}, and a "
                 "medbench.api.Predictor is needed."
             )
-        if not (torch.equal(kept[0], support.inputs) and torch.equal(kept[1], support.labels)):
-            raise ContractError(f"{name}: adapt changed the support set it was given.")
-        return predictor
+        return found
 
     def _check(self, scores: Any, query: Tensor, first: int) -> Tensor:
         name = self._bench.entry.name
@@ -484,12 +483,15 @@ class _Lanes:
         together = predictor.predict(query[0]).detach()
         few = min(3, query.shape[1])
         alone = torch.cat([predictor.predict(query[0, i : i + 1]).detach() for i in range(few)])
-        scale = together.abs().max().clamp_min(1.0)
+        # Scores may be huge and nearly alike, or tiny: what matters is the size of a gap among the
+        # differences between scores, as far as rounding lets these be told.
+        scale = (together.max() - together.min()).clamp_min(1e-3 * float(together.abs().max()))
+        scale = scale.clamp_min(torch.finfo(together.dtype).tiny)
         gap = float(((together[:few] - alone).abs() / scale).max())
         if gap > _INDUCTIVE_TOLERANCE:
             raise ContractError(
                 f"{self._bench.entry.name} declares itself inductive, and scores a query "
-                f"differently alone than among others (by {gap:.2g} of the largest score). "
+                f"differently alone than among others (by {gap:.2g} of their range). "
                 "Declare the trait transductive, or make each query independent of the others."
             )
 
@@ -519,8 +521,9 @@ class _Lanes:
             marks = [clock(device)]
             support = self._support(inputs(support_images), i, None)
             marks.append(clock(device))
-            predictor = self._algorithm.adapt(support)
+            adapted = self._algorithm.adapt(support)
             marks.append(clock(device))
+            predictor = self._a_predictor(adapted)
             query = inputs(query_images)
             marks.append(clock(device))
             result = predictor.predict(query)

@@ -118,7 +118,7 @@ class Touches(Mean):
         backbone.eval()
         class Q(Predictor):
             def predict(self, query):
-                return torch.randn(len(query), support.n_way, generator=torch.Generator().manual_seed(0))
+                return torch.zeros(len(query), support.n_way)
         return Q()
 class Memory(Mean):
     def adapt(self, support):

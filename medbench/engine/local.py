@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import Any, Literal
 from medbench.api import Place
 from medbench.errors import MedbenchError, OutputError
 from medbench.files import locked, output_error, write_bytes, write_json
-from medbench.jobs import Folders, Job, cell_state, training_state, write_failure
+from medbench.jobs import WAITING, Folders, Job, cell_state, training_state, write_failure
 from medbench.plan import Plan
 from medbench.plugins import Registry
 from medbench.records import read_record
@@ -70,6 +71,7 @@ class _Running:
     process: Any
     pipe: connection.Connection
     started: float
+    waiting_since: float | None = None
     fatal: str = ""
 
 
@@ -224,7 +226,9 @@ class _Engine:
             self._listen(running)
             if not running.process.is_alive():
                 self._end(running)
-            elif time.monotonic() - running.started > self._timeout:
+            elif running.waiting_since is None and (
+                time.monotonic() - running.started > self._timeout
+            ):
                 _kill_group(running.process.pid)
                 running.process.join(_GRACE_S)
                 if self._missing(running.job):
@@ -240,6 +244,10 @@ class _Engine:
         try:
             while not running.pipe.closed and running.pipe.poll():
                 kind, fraction, text = running.pipe.recv()
+                now = time.monotonic()
+                if running.waiting_since is not None:
+                    running.started += now - running.waiting_since
+                running.waiting_since = now if fraction == WAITING else None
                 if kind == "fatal":
                     running.fatal = text
                 else:
@@ -306,6 +314,8 @@ def _child(
 ) -> None:
     """The body of a job's process."""
     os.setsid()
+    # A segfault of a plugin needs no image of gigabytes of memory on the disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     _die_with_parent()
