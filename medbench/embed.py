@@ -166,6 +166,6 @@ def _load(path: Path, n: int, d: int) -> Tensor | None:
     try:
         with safe_open(path, framework="pt") as file:
             features: Tensor = file.get_tensor("features")
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, RuntimeError):
         return None  # a damaged cache file is made again
     return features if features.shape == (n, d) else None

@@ -240,7 +240,7 @@ class Run:
             saved = {k[6:]: v.shape for k, v in tensors.items() if k.startswith("state/")}
             if own != saved:
                 raise KeyError("other tensors")
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
             self.notes.append(
                 f"the checkpoint could not be read ({type(error).__name__}); training began anew"
             )

@@ -50,10 +50,10 @@ def _headers(table: Table) -> list[str]:
     head = ["algorithm", "backbone", f"{_NAMES.get(table.metric, table.metric)} [95 %]"]
     if not table.target:
         head += ["rank", "targets"]
-    head += ["adapt ms", "p95", "predict ms", "host MiB"]
+    head += ["adapt ms (p95)", "predict ms", "host MiB"]
     if _has_device(table):
         head.append("device MiB")
-    return [*head, "adapted", "train s", "seeds", "episodes"]
+    return [*head, "adapted", "train s", "train images", "seeds x episodes"]
 
 
 def _has_device(table: Table) -> bool:
@@ -68,8 +68,7 @@ def _cells(table: Table) -> list[list[str]]:
         if not table.target:
             line += [_number(row.mean_rank, 1.0, 1), f"{row.targets_ok}/{row.targets}"]
         line += [
-            _number(row.adaptation_s, 1e3),
-            _number(row.adaptation_p95_s, 1e3),
+            f"{_number(row.adaptation_s, 1e3)} ({_number(row.adaptation_p95_s, 1e3)})",
             _number(row.prediction_s, 1e3),
             _number(row.peak_host_added_bytes, 2.0**-20, 1),
         ]
@@ -78,8 +77,8 @@ def _cells(table: Table) -> list[list[str]]:
         line += [
             _number(row.parameters_adapted, 1.0, 0),
             _number(row.train_s, 1.0, 0),
-            str(row.score.n_seeds) if row.score else "-",
-            str(row.n_episodes) if row.score else "-",
+            _number(row.train_images, 1.0, 0),
+            f"{row.score.n_seeds} x {row.n_episodes}" if row.score else "-",
         ]
         lines.append(line)
     return lines
@@ -139,7 +138,8 @@ def _notes(board: Board, form: str) -> str:
         "adapt: from raw support images to a ready classifier, one episode at a time (median and "
         "95th percentile); predict: from raw query images to scores, for all queries of an "
         "episode; host MiB: memory added by adapting and predicting, above the process before "
-        "it; adapted: parameters that adaptation sets.",
+        "it; adapted: parameters that adaptation sets; train images: how many meta-training looked "
+        "at, each time counted.",
         "A row with a failed cell has no score and ranks last; times are of the cells that ended.",
     ]
     if board.licences:
@@ -184,6 +184,7 @@ def _frame(board: Board) -> pd.DataFrame:
                     "peak_device_bytes": row.peak_device_bytes,
                     "parameters_adapted": row.parameters_adapted,
                     "train_s": row.train_s,
+                    "train_images": row.train_images,
                     "hardware": table.hardware,
                     "sources": " ".join(table.sources),
                     "overlap": "; ".join(row.overlap),

@@ -39,6 +39,7 @@ class Row:
     peak_device_bytes: float | None = None
     parameters_adapted: float | None = None
     train_s: float | None = None
+    train_images: float | None = None
     overlap: tuple[str, ...] = ()
     targets_ok: int = 1
     targets: int = 1
@@ -233,6 +234,7 @@ def _row(
         peak_device_bytes=cost("costs", "memory", "peak_device_bytes"),
         parameters_adapted=cost("costs", "parameters_adapted"),
         train_s=cost("training", "train_s"),
+        train_images=cost("training", "images_seen"),
         overlap=tuple(sorted({o for r in ok for o in r.data.get("overlap", ())})),
         targets_ok=len(complete),
         targets=len(members),
