@@ -178,7 +178,8 @@ class _Engine:
         # Read by the math libraries when they load, so they must be set before the server starts.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(self._threads)
-        preload = ["medbench.worker"]
+        # This module too: children must run the code of this run, whatever is edited meanwhile.
+        preload = [__name__, "medbench.worker"]
         if any("timm" in str(job.request["backbone"]["name"]) for job in self._cells):
             preload.append("timm")
         self._context.set_forkserver_preload(preload)
