@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from medbench.api import Place
-from medbench.errors import MedbenchError, OutputError
+from medbench.errors import MedbenchError, OutputError, Unavailable
 from medbench.files import locked, output_error, write_bytes, write_json
 from medbench.jobs import WAITING, Folders, Job, cell_state, training_state, write_failure
 from medbench.plan import Plan
@@ -72,6 +72,7 @@ class _Running:
     pipe: connection.Connection
     started: float
     waiting_since: float | None = None
+    heard: bool = False
     fatal: str = ""
 
 
@@ -246,6 +247,7 @@ class _Engine:
             while not running.pipe.closed and running.pipe.poll():
                 kind, fraction, text = running.pipe.recv()
                 now = time.monotonic()
+                running.heard = True
                 if running.waiting_since is not None:
                     running.started += now - running.waiting_since
                 running.waiting_since = now if fraction == WAITING else None
@@ -267,6 +269,12 @@ class _Engine:
         if running.fatal or process.exitcode == _OUTPUT_TROUBLE:
             raise OutputError(running.fatal or f"{job.title}: the output could not be written.")
         if self._missing(job):
+            if not running.heard:
+                # Not this job's fault, and the next one would fare no better.
+                raise Unavailable(
+                    f"Jobs cannot start here. {job.title}: {_obituary(process.exitcode)} It said "
+                    f"nothing before. Its log is {self._folders.log(job)}."
+                )
             self._fail(job, "crash", "run", _obituary(process.exitcode))
         process.close()
         self._finished(job, time.monotonic() - running.started)
@@ -320,7 +328,11 @@ def _child(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     _die_with_parent()
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    except OSError as error:
+        pipe.send(("fatal", 0.0, str(output_error(log, error))))
+        os._exit(_OUTPUT_TROUBLE)
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.close(handle)

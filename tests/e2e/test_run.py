@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -321,3 +322,17 @@ def test_the_run_needs_no_home_and_no_writable_current_folder(suite, tmp_path):
     folder.mkdir()
     done = medbench("run", suite("toy/mean"), "--out", tmp_path / "o", HOME=str(folder))
     assert "2 cells measured" in done.stderr
+
+
+def test_a_folder_that_vanishes_stops_the_run_and_fails_no_cell(suite, tmp_path):
+    path, out = suite("toy/slow-training", budget="{episodes: 60}"), tmp_path / "out"
+    command = [*MEDBENCH, "run", path, "--out", str(out), "--workers", "1"]
+    run = subprocess.Popen(
+        command, env=os.environ | {"TOY_SLEEP": "0.02"}, stderr=subprocess.PIPE, text=True
+    )
+    _wait_for(lambda: list(out.glob("logs/*")))
+    shutil.rmtree(out)
+    _, told = run.communicate(timeout=120)
+    assert run.returncode == 2, told
+    assert "the folder is gone" in told
+    assert not list(out.glob("records/*"))
