@@ -89,7 +89,7 @@ def output_error(path: Path, error: OSError) -> OutputError:
         errno.EACCES: "no permission to write there; choose another folder with --out",
         errno.EPERM: "no permission to write there; choose another folder with --out",
         errno.EROFS: "the file system is read-only; choose another folder with --out",
-        errno.ENOENT: "the folder is gone; was it removed while a run used it?",
+        errno.ENOENT: "the folder cannot be created, or is gone: was it removed during a run?",
         errno.ENOTDIR: "a part of the path is a file; choose another folder with --out",
         errno.EEXIST: "a file of that name is in the way; choose another folder with --out",
     }

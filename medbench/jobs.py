@@ -138,6 +138,7 @@ def header(job: Job) -> dict[str, Any]:
             "algorithm": algorithm["name"],
             "algorithm_label": algorithm["label"] or algorithm["name"],
             "seed": request["seed"],
+            "sources": request["sources"],
             "budget_images": request["budget_images"] if job.training_key else None,
         },
         "request": {**request, "backbone": {**backbone, "weights": Path(backbone["weights"]).name}},

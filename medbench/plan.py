@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +129,7 @@ class _One:
         params = train_params(entry, self.algorithm)
         shape = protocol.train.model_dump(exclude={"episodes"})
         ingredients = {
-            "trainer": entry.spec.trainer or f"{entry.name}",
+            "trainer": entry.spec.trainer or entry.spec.factory,
             "plugin": _plugin(entry, entry.spec.trainer or entry.spec.factory),
             "params": params,
             "backbone": dict(bb),
@@ -139,6 +141,9 @@ class _One:
             "device": device,
         }
         trainer = entry.spec.trainer.partition(":")[2] if entry.spec.trainer else entry.name
+        if entry.spec.trainer:
+            # Several algorithms may share it; the first that asks names it.
+            trainer = f"{trainer} for {self.algorithm.shown}"
         words = (trainer, self.backbone.shown, _sources_word(target), f"seed{self.seed}")
         return Job(
             kind="training",
@@ -166,6 +171,7 @@ class _One:
                 "name": self.algorithm.name,
                 "version": entry.spec.version,
                 "plugin": _plugin(entry, entry.spec.factory),
+                "traits": _traits(entry),
                 "params": resolve_params(entry, self.algorithm.params),
             },
             "backbone": dict(bb),
@@ -201,6 +207,7 @@ class _One:
             "algorithm": self.algorithm.model_dump(),
             "seed": self.seed,
             "budget_images": self.budget_images,
+            "sources": [s.id for s in target.sources],
             "non_commercial": self.suite.non_commercial,
             "device": device,
             "suite": self.suite.name,
@@ -236,8 +243,17 @@ def _plugin(entry: Entry, factory: str) -> dict[str, str]:
     return {
         "distribution": entry.plugin.distribution,
         "version": entry.plugin.version,
+        "factory": factory,
         "source": source_digest(factory.partition(":")[0]),
     }
+
+
+def _traits(entry: Entry) -> dict[str, Any]:
+    # Through JSON and back: what a record holds must equal what is planned again later.
+    found: dict[str, Any] = json.loads(
+        json.dumps(dataclasses.asdict(entry.spec.traits), default=list)
+    )
+    return found
 
 
 def _backbone_ingredients(

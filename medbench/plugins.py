@@ -305,8 +305,14 @@ def _nonsense(hook: str, returned: Any, spec_type: type[Any]) -> str | None:
                 return f"{hook}: a {spec_type.__name__} has an empty or non-text {text}: {value!r}"
         if any(c.isspace() or c in ":,=\\" or not c.isprintable() for c in spec.name):
             return f"{hook}: the name {spec.name!r} has a space, comma, colon, '=' or backslash"
+        wants = int if isinstance(spec, ProtocolSpec) else str
+        if not isinstance(spec.version, wants):
+            return (
+                f"{hook}: {spec.name}: version {spec.version!r} is {type(spec.version).__name__}, "
+                f"and {wants.__name__} is needed"
+            )
         if not isinstance(spec, ProtocolSpec):
-            if spec.factory.count(":") != 1:
+            if not isinstance(spec.factory, str) or spec.factory.count(":") != 1:
                 return f"{hook}: {spec.name}: factory {spec.factory!r} is not 'module:name'"
             for parameter in spec.parameters:
                 trouble = parameter_problem(parameter, parameter.default)

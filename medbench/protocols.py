@@ -67,7 +67,7 @@ class Protocol(Model):
     queries: PositiveInt = 15
     episodes: PositiveInt = 600
     cost_episodes: PositiveInt = 20
-    validation_episodes: PositiveInt = 100
+    validation_episodes: PositiveInt = 50
     train: TrainShape = TrainShape()
 
     @model_validator(mode="after")

@@ -23,6 +23,8 @@ from medbench.errors import DataError, UsageError
 from medbench.files import atomic, file_digest, write_json
 
 SCHEMA = 1
+# In the folder of a run: which key each cell of its last plan has.
+PLAN_FILE = "plan.json"
 STATUSES = ("ok", "crash", "oom", "timeout", "non_finite", "contract", "unavailable")
 _REQUIRED = ("schema", "key", "status", "cell")
 _CELL = ("protocol", "protocol_version", "target", "way", "shot", "backbone", "algorithm", "seed")
@@ -114,35 +116,54 @@ def read_record(path: Path) -> Record:
 
 
 def find_records(folders: Iterable[Path]) -> list[Record]:
-    """The newest record of every cell in `folders` (each a run's folder or one of records).
+    """The record that counts of every cell in `folders` (each a run's folder or one of records).
 
-    A folder that a run wrote may hold records of earlier settings; of those with one identity the
-    latest counts. Raises `UsageError` for a folder without records.
+    A folder that a run wrote may hold records of earlier settings. Of the cells in the run's last
+    plan the record with the planned key counts; of others the newest, so that a cell that failed
+    and was then repaired has not failed. Raises `UsageError` for a folder without records.
     """
-    newest: dict[str, Record] = {}
+    chosen: dict[str, Record] = {}
     for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder.")
-        inside = folder / "records" if (folder / "records").is_dir() else folder
-        paths = sorted(p for p in inside.glob("*.json") if not p.name.startswith("."))
-        paths = [p for p in paths if p.name not in ("suite.json", "plan.json")]
-        if not paths:
-            raise UsageError(
-                f"{folder} holds no records; 'medbench run SUITE --out DIR' makes them."
-            )
-        for path in paths:
-            record = read_record(path)
-            key = identity(record)
-            if key not in newest or str(record.data.get("created")) > str(
-                newest[key].data.get("created")
-            ):
-                newest[key] = record
-    return list(newest.values())
+        for record in _current(folder):
+            key = json.dumps([identity(record), record.data.get("hardware", {}).get("class")])
+            if key not in chosen or _created(record) > _created(chosen[key]):
+                chosen[key] = record
+    return list(chosen.values())
+
+
+def _current(folder: Path) -> list[Record]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder.")
+    inside = folder / "records" if (folder / "records").is_dir() else folder
+    paths = sorted(p for p in inside.glob("*.json") if not p.name.startswith("."))
+    paths = [p for p in paths if p.name != PLAN_FILE]
+    if not paths:
+        raise UsageError(f"{folder} holds no records; 'medbench run SUITE --out DIR' makes them.")
+    try:
+        planned: dict[str, str] = json.loads((folder / PLAN_FILE).read_text())
+    except (OSError, ValueError):
+        planned = {}
+    cells: dict[str, list[Record]] = {}
+    for path in paths:
+        record = read_record(path)
+        cell = path.stem.rpartition("-")[0]
+        if cell not in planned or record.data["key"] == planned[cell]:
+            cells.setdefault(identity(record), []).append(record)
+    found = []
+    for records in cells.values():
+        records.sort(key=_created, reverse=True)
+        # What came last tells whether the cell works; if it does, every machine's times count.
+        found += [r for r in records if r.ok] if records[0].ok else records[:1]
+    return found
+
+
+def _created(record: Record) -> str:
+    return str(record.data.get("created"))
 
 
 def identity(record: Record) -> str:
-    """What makes two records the same row and seed of one table."""
+    """What makes two records the same row and seed of one table; hardware apart."""
     cell = record.cell
     parts = [cell[k] for k in _CELL]
     parts += [cell.get("backbone_label"), cell.get("algorithm_label"), cell.get("sources")]
-    return json.dumps([*parts, record.data.get("hardware", {}).get("class")])
+    return json.dumps(parts)

@@ -329,7 +329,6 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
         "versions": versions(),
         "created": now(),
     }
-    data["cell"]["sources"] = [s.id for s in target.sources]
     write_record(folders.record(job), data, measured)
 
 
@@ -369,6 +368,8 @@ def _overlap(bench: _Bench, job: Job) -> list[str]:
         same = {s.id for s in target.sources if s.opened.dataset.info.domain == domain}
         if same and target.protocol.setting == "within_dataset":
             found.append("meta-trained on other classes of the same dataset")
+        elif same and target.protocol.setting == "leave_one_site_out":
+            found.append("meta-trained on other sites of the same dataset")
         elif same:
             found.append(f"meta-trained on the same domain: {', '.join(sorted(same))}")
     spec = bench.registry.get("backbones", str(job.request["backbone"]["name"])).spec

@@ -209,6 +209,14 @@ class Document:
             return f"{self.where(path[:-1])}: {place} lacks the key {str(path[-1])!r}."
         message = str(error["msg"]).removeprefix("Value error, ")
         message = message.removeprefix("Input should be ")
+        plain = {
+            "tuple_type": "a list, such as [0, 1]",
+            "model_type": "keys and values, such as {episodes: 100}",
+            "dict_type": "keys and values, such as {width: 32}",
+            "too_short": "a list with at least one entry",
+            "string_pattern_mismatch": "a word of letters, digits, dots, dashes and underscores",
+        }
+        message = plain.get(str(error["type"]), message)
         if error["type"] == "value_error":
             return f"{self.where(known)}: {shown}: {message}"
         hint = ""

@@ -20,6 +20,7 @@ from medbench.errors import MedbenchError, UsageError
 from medbench.jobs import Folders, Job, cell_state, training_state
 from medbench.plan import Plan, build_plan, differences
 from medbench.plugins import registry
+from medbench.records import read_record
 from medbench.tasks import default_place
 
 _TELL_EVERY_S = 30.0
@@ -290,8 +291,18 @@ def status_command(folder: Path, as_json: bool, device: str) -> int:
     for job in plan.cells:
         state = cell_state(folders, job)
         why = _stale(folders, job) if state == "missing" else []
+        error = ""
+        if state not in ("ok", "missing"):
+            error = str(read_record(folders.record(job)).data.get("error", ""))
         rows.append(
-            {"title": job.title, "key": job.key, "state": "stale" if why else state, "changed": why}
+            {
+                "title": job.title,
+                "key": job.key,
+                "state": "stale" if why else state,
+                "changed": why,
+                "error": error,
+                "log": str(folders.log(job)) if error else "",
+            }
         )
     counts = collections.Counter(r["state"] for r in rows)
     trainings = collections.Counter(training_state(folders, j)[0] for j in plan.trainings)
@@ -310,15 +321,14 @@ def status_command(folder: Path, as_json: bool, device: str) -> int:
         for row in rows:
             if row["state"] != "ok":
                 click.echo(f"  {row['state']:<11} {row['title']}")
-                for text in row["changed"][:5]:
-                    click.echo(f"      {text}")
+                for text in [*row["changed"][:5], row["error"], row["log"]]:
+                    if text:
+                        click.echo(f"      {text}")
     return 0 if set(counts) <= {"ok"} else 1
 
 
 def _stale(folders: Folders, job: Job) -> list[str]:
     """What changed since the newest record of this cell under another key."""
-    from medbench.records import read_record
-
     older = [
         p
         for p in (folders.out / "records").glob(f"{_literal(job.slug)}-*.json")

@@ -7,6 +7,7 @@ to it, the job ends as a record: its own, or one that the engine writes in its p
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import resource
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -27,7 +28,7 @@ from medbench.files import locked, output_error, write_bytes, write_json
 from medbench.jobs import WAITING, Folders, Job, cell_state, training_state, write_failure
 from medbench.plan import Plan
 from medbench.plugins import Registry
-from medbench.records import read_record
+from medbench.records import PLAN_FILE, read_record
 
 _POLL_S = 0.5
 _GRACE_S = 3.0
@@ -99,8 +100,18 @@ def run_plan(
     _prepare(out)
     with locked(out / ".lock", wait=False), _signals():
         write_bytes(out / "suite.yaml", suite_text.encode())
+        write_json(out / PLAN_FILE, _planned(out) | {job.slug: job.key for job in plan.cells})
         engine = _Engine(plan, registry, out, place, workers, threads, retry_failed, watch)
         return engine.run()
+
+
+def _planned(out: Path) -> dict[str, str]:
+    # A run of some cells (--only) leaves what was planned for the others.
+    try:
+        found: dict[str, str] = json.loads((out / PLAN_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def _prepare(out: Path) -> None:
@@ -275,7 +286,8 @@ class _Engine:
                     f"Jobs cannot start here. {job.title}: {_obituary(process.exitcode)} It said "
                     f"nothing before. Its log is {self._folders.log(job)}."
                 )
-            self._fail(job, "crash", "run", _obituary(process.exitcode))
+            log = f"Its log is {self._folders.log(job).relative_to(self._out)}."
+            self._fail(job, "crash", "run", f"{_obituary(process.exitcode)} {log}")
         process.close()
         self._finished(job, time.monotonic() - running.started)
 
@@ -391,15 +403,3 @@ def _signals() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def write_plan(out: Path, plan: Plan) -> None:
-    """Keep the plan beside the records, for whoever asks later what a key stood for."""
-    jobs: Iterable[Job] = (*plan.trainings, *plan.cells)
-    write_json(
-        out / "plan.json",
-        [
-            {"kind": j.kind, "key": j.key, "title": j.title, "ingredients": j.ingredients}
-            for j in jobs
-        ],
-    )

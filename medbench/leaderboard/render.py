@@ -120,9 +120,10 @@ def _escape(text: str, form: str) -> str:
 def _facts(table: Table) -> str:
     parts = [f"hardware: {table.hardware}"]
     if table.sources:
-        parts.append(f"meta-trained on: {', '.join(table.sources)}")
+        parts.append(f"sources: {', '.join(table.sources)}")
     overlaps = sorted({o for r in table.rows for o in r.overlap})
-    if overlaps:
+    # Overall, each target has overlaps of its own, which its table tells.
+    if overlaps and (table.target or len(overlaps) == 1):
         parts.append(f"overlap: {'; '.join(overlaps)}")
     lines = ["; ".join(parts)]
     for row in table.rows:

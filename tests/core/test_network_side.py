@@ -141,7 +141,7 @@ def test_weights_come_from_a_file_with_or_without_a_classifier(tmp_path, suffix)
 
 
 def test_unusable_weights_are_explained(tmp_path):
-    with pytest.raises(DataMissing, match="there is no such file"):
+    with pytest.raises(DataMissing, match="there is no file"):
         conv4(weights=str(tmp_path / "none.pth"))
     with pytest.raises(UsageError, match="has no pretrained weights"):
         conv4(weights="pretrained")

@@ -204,3 +204,28 @@ def test_a_board_needs_neither_torch_nor_plugins():
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_cell_that_failed_and_was_repaired_has_not_failed(tmp_path):
+    failed = document(status="contract", created="2026-01-01", key="old")
+    failed["cell"]["sources"] = ["s"]
+    write_record(tmp_path / "records" / "cell-old.json", failed)
+    write_record(
+        tmp_path / "records" / "cell-new.json",
+        document(created="2026-01-02", key="new"),
+        {"accuracy": np.ones(5)},
+    )
+    (table,) = board_of(tmp_path).tables
+    assert (table.rows[0].n_ok, table.rows[0].n_failed) == (1, 0)
+
+
+def test_the_planned_key_counts_and_not_the_newest_record(tmp_path):
+    for key, created, value in (("a", "2026-01-01", 1.0), ("b", "2026-01-02", 0.0)):
+        write_record(
+            tmp_path / "records" / f"cell-{key}.json",
+            document(created=created, key=key),
+            {"accuracy": np.full(5, value)},
+        )
+    write_json(tmp_path / "plan.json", {"cell": "a"})
+    (table,) = board_of(tmp_path).tables
+    assert table.rows[0].score.mean == 1.0
