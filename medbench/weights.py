@@ -40,7 +40,7 @@ def weights_path(text: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_file():
         raise DataMissing(
-            f"weights {text!r}: there is no file {path.absolute()}; give 'random', 'pretrained' or the path of "
-            "a .safetensors or .pth file."
+            f"weights {text!r}: there is no file {path.absolute()}; give 'random', 'pretrained' or "
+            "the path of a .safetensors or .pth file."
         )
     return path

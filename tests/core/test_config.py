@@ -59,7 +59,7 @@ def test_yaml_is_read_as_people_mean_it():
         (("name: mine", "name: [1"), 2, "not valid YAML"),
         (("  - protonet", "  - protonet\n  - protonet"), 1, "'protonet' is given twice"),
         (("name: mine", "1: mine"), 1, "the key 1 is a number"),
-        (("[conv4]", "[]"), 3, "at least 1"),
+        (("[conv4]", "[]"), 3, "at least one"),
     ],
 )
 def test_a_wrong_suite_names_line_and_remedy(tmp_path, change, line, words):
