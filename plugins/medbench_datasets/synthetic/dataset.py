@@ -52,9 +52,24 @@ _BLOCK_PIXELS = 64 * 28 * 28
 _SPLITS = np.array([0, 2, 0, 0, 2, 0, 1, 0, 2, 0], np.uint8)
 
 
-def open_synthetic(place: Place, *, argument: str, **params: int) -> Synthetic:
+def open_synthetic(
+    place: Place,
+    *,
+    argument: str,
+    size: int = 28,
+    images_per_class: int = 60,
+    n_classes: int = 30,
+    seed: int = 0,
+) -> Synthetic:
     """The set ``synthetic:DOMAIN``. Raises `DataError` for a domain there is not."""
-    return Synthetic(place, domain=argument, **params)
+    return Synthetic(
+        place,
+        domain=argument,
+        size=size,
+        images_per_class=images_per_class,
+        n_classes=n_classes,
+        seed=seed,
+    )
 
 
 class Synthetic(Dataset):
