@@ -64,7 +64,7 @@ def cli() -> None:
     """Benchmark few-shot and meta-learning on medical images.
 
     \b
-    A first leaderboard, offline, in about two minutes:
+    A first leaderboard, offline, in under three minutes:
       medbench run quickstart
       medbench leaderboard runs/quickstart
     \b
