@@ -32,7 +32,6 @@ class Plan:
     trainings: tuple[Job, ...]
     cells: tuple[Job, ...]
     left_out: tuple[str, ...]
-    licences: Mapping[str, str]
 
 
 def build_plan(
@@ -50,7 +49,6 @@ def build_plan(
     trainings: dict[str, Job] = {}
     cells: list[Job] = []
     left_out: list[str] = []
-    licences: dict[str, str] = {}
     for ref in suite.protocols:
         protocol, entry = load_protocol(registry, ref.name)
         tell(f"reading the data of {protocol.name}")
@@ -64,8 +62,6 @@ def build_plan(
         )
         if resolved.left_out:
             left_out.append(f"{protocol.name} goes without {', '.join(resolved.left_out)}")
-        for opened in resolved.datasets:
-            licences[opened.name] = opened.dataset.info.licence
         counts = _counts(protocol, ref)
         for target in resolved.targets:
             tell(f"drawing the episodes of {target.id}")
@@ -82,7 +78,7 @@ def build_plan(
                         if training is not None:
                             training = trainings.setdefault(training.key, training)
                         cells.append(one.cell(bb, common, training, device, ref, counts))
-    return Plan(suite, tuple(trainings.values()), tuple(cells), tuple(left_out), licences)
+    return Plan(suite, tuple(trainings.values()), tuple(cells), tuple(left_out))
 
 
 def _counts(protocol: Protocol, ref: ProtocolRef) -> dict[str, int]:

@@ -13,7 +13,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,6 @@ class _Bench:
     params: dict[str, Any]
     device: torch.device
     seed: int
-    stores: dict[int, ImageStore] = field(default_factory=dict)
 
 
 def _bench(job: Job, place: Place) -> _Bench:
