@@ -61,6 +61,7 @@ __all__ = [
     "Predictor",
     "ProtocolSpec",
     "Source",
+    "Stage",
     "Support",
     "Task",
     "TrainingRun",
@@ -136,7 +137,8 @@ class Parameter:
 class Traits:
     """What an algorithm claims to be; the claims are tested, and shown in every table.
 
-    ``works_on``: ``features`` (methods on frozen features; `adapt` sees ``(..., n_support, d)``) or
+    ``works_on``: ``features`` (methods on frozen features; `adapt` sees ``(..., n_support, d)``),
+    ``maps`` (on frozen feature maps, ``(..., n_support, c, h, w)``: methods that compare places) or
     ``images`` (`adapt` sees ``(n_support, C, H, W)``). ``transductive``: True, False, or a mapping
     from a parameter's name to the values with which the method is transductive. ``batched``: adapt
     and predict accept leading ``...`` dimensions; otherwise episodes are looped. ``meta_trains``:
@@ -144,7 +146,7 @@ class Traits:
     words (``nothing``, ``linear head``, ``all weights``).
     """
 
-    works_on: Literal["features", "images"]
+    works_on: Literal["features", "maps", "images"]
     adapts: str
     transductive: bool | Mapping[str, tuple[object, ...]] = False
     deterministic: bool = True
@@ -165,8 +167,9 @@ class AlgorithmSpec:
 
     ``factory`` is ``"package.module:Name"``, called as ``Name(**params)`` and returning an
     `Algorithm`. ``trainer``, if given, is a factory called with the parameters of stage ``train``
-    or ``both`` whose result has `meta_train`; algorithms that name the same trainer with the same
-    parameters share one meta-training. Without it the algorithm's own `meta_train` is used.
+    or ``both`` whose result has `meta_train`; the algorithm's factory then gets those of stage
+    ``adapt`` or ``both``. Algorithms that name the same trainer with the same parameters share one
+    meta-training. Without it the algorithm's own `meta_train` is used.
     """
 
     name: str
@@ -178,7 +181,9 @@ class AlgorithmSpec:
     licence: str
     parameters: tuple[Parameter, ...] = ()
     trainer: str | None = None
-    family: Literal["metric", "optimisation", "augmentation", "fine-tuning", "other"] = "other"
+    family: Literal[
+        "metric", "optimisation", "augmentation", "transductive", "fine-tuning", "other"
+    ] = "other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,7 +372,8 @@ class InputSpec:
 class Support:
     """The labelled side of an episode, all that adaptation may see.
 
-    ``inputs``: features ``(..., n_support, d)`` or images ``(n_support, C, H, W)``;
+    ``inputs``: features ``(..., n_support, d)``, maps ``(..., n_support, c, h, w)`` or images
+    ``(n_support, C, H, W)``;
     ``labels``: ``(..., n_support)`` int64 in ``0 ... n_way - 1``; ``seeds``: one integer for each
     episode of the batch, the only source of randomness, so that a batch of episodes draws what
     the same episodes draw one by one.
@@ -429,8 +435,11 @@ class Source(Protocol):
         Datasets are drawn uniformly, then their classes, then images.
         """
 
-    def sweep(self, size: int = 256) -> Iterator[Tensor]:
-        """Every meta-training image once, in batches: for statistics of the source data."""
+    def sweep(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every meta-training image once, in batches: for statistics of the source data.
+
+        Images ``(b, C, H, W)`` and labels ``(b,)`` as `batch` gives them; the order is fixed.
+        """
 
     images_per_task: int
     """Images in one task of the training shape (the largest, where tasks differ)."""

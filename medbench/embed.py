@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from medbench.files import atomic, content_key, locked
 # matrix product can depend on the batch, and features must not depend on the number of workers.
 BATCH = 128
 _STORE_LIMIT_BYTES = 1 << 30
+View = Literal["features", "maps"]
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
@@ -99,26 +100,48 @@ def weights_digest(backbone: Backbone) -> str:
     return h.hexdigest()
 
 
-def embed(backbone: Backbone, store: ImageStore, rows: Ints, device: torch.device) -> Tensor:
+def forward(backbone: Backbone, images: Tensor, view: View) -> Tensor:
+    """What an algorithm sees of `images` ``(b, C, H, W)`` through a backbone.
+
+    ``features``: ``(b, n_features)``; ``maps``: ``(b, c, h, w)``, the features of each place.
+    Raises `ContractError` for another shape than promised.
+    """
+    if view == "maps":
+        maps = backbone.feature_map(images)
+        if maps.ndim != 4 or len(maps) != len(images):
+            raise ContractError(
+                f"{type(backbone).__name__}.feature_map returned {tuple(maps.shape)} for "
+                f"{len(images)} images, and (images, channels, height, width) is needed."
+            )
+        return maps
+    features: Tensor = backbone(images)
+    if features.shape != (len(images), backbone.n_features):
+        raise ContractError(
+            f"{type(backbone).__name__} returned features {tuple(features.shape)} for "
+            f"{len(images)} images, and promised n_features = {backbone.n_features}."
+        )
+    return features
+
+
+def embed(
+    backbone: Backbone, store: ImageStore, rows: Ints, device: torch.device, view: View = "features"
+) -> Tensor:
     """Features ``(len(rows), d)`` float32 on the CPU, in eval mode, in batches of `BATCH`.
 
-    Raises `NonFinite` naming the image, `ContractError` for features of a wrong shape.
+    With the view ``maps`` they are ``(len(rows), c, h, w)``. Raises `NonFinite` naming the image,
+    `ContractError` for features of a wrong shape.
     """
     backbone.eval()
     parts: list[Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(rows), BATCH):
             some = rows[start : start + BATCH]
-            features = backbone(to_input(store.read(some), backbone.input, device))
-            if features.shape != (len(some), backbone.n_features):
-                raise ContractError(
-                    f"{type(backbone).__name__} returned features {tuple(features.shape)} for "
-                    f"{len(some)} images, and promised n_features = {backbone.n_features}."
-                )
-            if not torch.isfinite(features).all():
-                bad = int((~torch.isfinite(features).all(dim=1)).nonzero()[0, 0])
-                raise NonFinite(f"The features of image {int(some[bad])} are not finite.")
-            parts.append(features.to("cpu", torch.float32))
+            found = forward(backbone, to_input(store.read(some), backbone.input, device), view)
+            finite = torch.isfinite(found).flatten(1).all(dim=1)
+            if not finite.all():
+                bad = int((~finite).nonzero()[0, 0])
+                raise NonFinite(f"The {view} of image {int(some[bad])} are not finite.")
+            parts.append(found.to("cpu", torch.float32).contiguous())
     return torch.cat(parts) if parts else torch.empty(0, backbone.n_features)
 
 
@@ -129,8 +152,9 @@ def features_of(
     rows: Ints,
     device: torch.device,
     cache: Path,
+    view: View = "features",
 ) -> Tensor:
-    """Features of `rows` (ascending) from the cache, or embedded now and kept there.
+    """Features (or maps) of `rows` (ascending) from the cache, or embedded now and kept there.
 
     The file is named by all that determines it. Of several processes that want the same features
     one embeds and the others wait for its file.
@@ -140,6 +164,7 @@ def features_of(
         "weights": weights_digest(backbone),
         "network": type(backbone).__qualname__,
         "input": [str(v) for v in vars(backbone.input).values()],
+        "view": view,
         "rows": hashlib.blake2b(np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest(),
         "precision": "float32",
         "device": device.type,
@@ -148,24 +173,24 @@ def features_of(
     }
     key = content_key(ingredients)
     path = cache / f"{key}.safetensors"
-    found = _load(path, len(rows), backbone.n_features)
+    found = _load(path, len(rows))
     if found is not None:
         return found
     with locked(cache / f"{key}.lock", wait=True):
-        found = _load(path, len(rows), backbone.n_features)
+        found = _load(path, len(rows))
         if found is None:
-            found = embed(backbone, store, rows, device)
+            found = embed(backbone, store, rows, device, view)
             with atomic(path) as temporary:
-                save_file({"features": found}, temporary)
+                save_file({view: found}, temporary)
     return found
 
 
-def _load(path: Path, n: int, d: int) -> Tensor | None:
+def _load(path: Path, n: int) -> Tensor | None:
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            features: Tensor = file.get_tensor("features")
+            features: Tensor = file.get_tensor(next(iter(file.keys())))
     except (SafetensorError, OSError, RuntimeError):
         return None  # a damaged cache file is made again
-    return features if features.shape == (n, d) else None
+    return features if len(features) == n else None

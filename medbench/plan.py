@@ -14,9 +14,10 @@ from medbench.episodes import digest as episodes_digest
 from medbench.errors import ProtocolError
 from medbench.files import content_key
 from medbench.jobs import Job
-from medbench.plugins import Entry, Registry, resolve_params, source_digest
+from medbench.plugins import Entry, Registry, resolve_params
 from medbench.protocols import Protocol, load_protocol
 from medbench.records import slug
+from medbench.sourcecode import source_digest
 from medbench.tasks import Opened, Resolved, SourceSet, Target, resolve
 from medbench.weights import weights_ingredient
 
@@ -215,6 +216,13 @@ def train_params(entry: Entry, ref: AlgorithmRef) -> dict[str, Any]:
     stages = {p.name: p.stage for p in entry.spec.parameters}
     params = resolve_params(entry, ref.params)
     return {name: value for name, value in params.items() if stages[name] != "adapt"}
+
+
+def adapt_params(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved parameters that the factory takes: all, or those its trainer leaves to it."""
+    stages = {p.name: p.stage for p in entry.spec.parameters}
+    apart = entry.spec.trainer is not None
+    return {k: v for k, v in params.items() if not (apart and stages[k] == "train")}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import sys
 import time
@@ -20,7 +18,6 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -384,26 +381,6 @@ def load_factory(entry: Entry, path: str | None = None) -> Callable[..., Any]:
             f"{path}: {_short(error)}"
         ) from error
     return found
-
-
-@cache
-def source_digest(module: str) -> str:
-    """BLAKE2b-128 over the Python files of the package (or module) that holds `module`.
-
-    It is part of every content key: an edited plugin is a different plugin.
-    """
-    top = module.partition(".")[0]
-    found = importlib.util.find_spec(top)
-    h = hashlib.blake2b(digest_size=16)
-    if found is None or found.origin is None:
-        return h.hexdigest()
-    origin = Path(found.origin)
-    files = sorted(origin.parent.rglob("*.py")) if found.submodule_search_locations else [origin]
-    for file in files:
-        name = file.relative_to(origin.parent).as_posix().encode()
-        body = file.read_bytes()
-        h.update(b"%d %s %d " % (len(name), name, len(body)) + body)
-    return h.hexdigest()
 
 
 def _distribution(entry_point: importlib.metadata.EntryPoint) -> tuple[str, str]:

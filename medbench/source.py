@@ -117,9 +117,15 @@ class TaskSource:
             images[torch.from_numpy(rows)] = self._read(one, np.array(indices))
         return images, labels
 
-    def sweep(self, size: int = 256) -> Iterator[Tensor]:
-        """Every meta-training image once, source after source."""
-        for one, _ in self._sets:
-            rows = one.train.images
+    def sweep(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every meta-training image and its label once, source after source."""
+        for (one, _), by_class in zip(self._sets, self._by_class, strict=True):
+            numbers = [self._class_ids[one.opened.name, int(c)] for c in one.train.classes]
+            rows = np.concatenate(by_class)
+            labels = np.repeat(numbers, [len(members) for members in by_class])
             for start in range(0, len(rows), size):
-                yield self._read(one, rows[start : start + size])
+                some = slice(start, start + size)
+                yield (
+                    self._read(one, rows[some]),
+                    torch.from_numpy(labels[some]).to(self._device),
+                )

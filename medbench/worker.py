@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import json
-import os
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medbench import metrics
-from medbench.api import Algorithm, Backbone, Budget, Place, Predictor, Support, derive_seed
+from medbench.api import Algorithm, Budget, Place, derive_seed
 from medbench.backbones import build_backbone, load_weights
 from medbench.config import AlgorithmRef, BackboneRef
-from medbench.embed import ImageStore, features_of, to_input, weights_digest
-from medbench.episodes import Block
+from medbench.embed import weights_digest
 from medbench.episodes import digest as episodes_digest
 from medbench.errors import (
     ContractError,
@@ -42,20 +37,16 @@ from medbench.errors import (
 )
 from medbench.files import atomic, locked, write_json
 from medbench.jobs import STAGE_BEGAN, WAITING, Folders, Job, header, now, write_failure
+from medbench.lanes import Bench, Lanes
 from medbench.measure import PeakMemory, clock, hardware, pick_device, versions
-from medbench.plan import train_params
-from medbench.plugins import Entry, Registry, load_factory, registry, resolve_params
+from medbench.plan import adapt_params, train_params
+from medbench.plugins import Entry, load_factory, registry, resolve_params
 from medbench.protocols import load_protocol
 from medbench.records import write_record
 from medbench.source import TaskSource
-from medbench.tasks import Target, resolve
+from medbench.tasks import resolve
 from medbench.training import Progress, Run
 
-WARM_UP_EPISODES = 2
-EPISODES_PER_BLOCK = 50
-# Predictions of the two lanes may differ where two classes tie to rounding, and nowhere else.
-LANES_MUST_AGREE = 0.98
-_INDUCTIVE_TOLERANCE = 1e-3
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 Stage = Callable[[str], None]
@@ -117,20 +108,7 @@ def describe(error: BaseException) -> str:
 # --- what both kinds of job need -----------------------------------------------------------------
 
 
-@dataclass
-class _Bench:
-    """The parts of one cell or training, built from its request."""
-
-    registry: Registry
-    target: Target
-    backbone: Backbone
-    entry: Entry
-    params: dict[str, Any]
-    device: torch.device
-    seed: int
-
-
-def _bench(job: Job, place: Place) -> _Bench:
+def _bench(job: Job, place: Place) -> Bench:
     request = job.request
     found = registry()
     protocol, _ = load_protocol(found, request["protocol"])
@@ -154,7 +132,7 @@ def _bench(job: Job, place: Place) -> _Bench:
         seed=request["seed"],
     )
     entry = found.get("algorithms", algorithm_ref.name)
-    return _Bench(
+    return Bench(
         found,
         target,
         backbone.to(device),
@@ -273,7 +251,7 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
     backbone.eval()
     rest = {k: v.to(bench.device) for k, v in learned.items() if not k.startswith("backbone.")}
     before = weights_digest(backbone)
-    algorithm = _make(bench.entry, bench.params)
+    algorithm = _make(bench.entry, adapt_params(bench.entry, bench.params))
     if not isinstance(algorithm, Algorithm):
         raise ContractError(
             f"{bench.entry.name}: the factory returned {type(algorithm).__name__}, and a "
@@ -281,7 +259,7 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
         )
     enter("prepare")
     algorithm.prepare(backbone, rest)
-    lanes = _Lanes(bench, algorithm, block, folders.features)
+    lanes = Lanes(bench, algorithm, block, folders.features)
     progress(WAITING, "waiting for the cost lane")
     # Two cost lanes at once would time each other; other lanes may still run beside this one, and
     # the record says so.
@@ -353,12 +331,12 @@ def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, A
     return load_file(folder / "learned.safetensors"), {k: record[k] for k in keep}
 
 
-def _licences(bench: _Bench) -> dict[str, str]:
+def _licences(bench: Bench) -> dict[str, str]:
     opened = [bench.target.opened, *(s.opened for s in bench.target.sources)]
     return {o.name: o.dataset.info.licence for o in opened}
 
 
-def _overlap(bench: _Bench, job: Job) -> list[str]:
+def _overlap(bench: Bench, job: Job) -> list[str]:
     """What the model may have seen of the target's domain before the test, in words."""
     found = []
     target = bench.target
@@ -381,208 +359,6 @@ def _overlap(bench: _Bench, job: Job) -> list[str]:
     return found
 
 
-class _Lanes:
-    """The two ways of running a cell's episodes; both must predict alike."""
-
-    def __init__(self, bench: _Bench, algorithm: Algorithm, block: Block, cache: Path) -> None:
-        self._bench, self._algorithm, self._block, self._cache = bench, algorithm, block, cache
-        self._traits = bench.entry.spec.traits
-        self._store = ImageStore(bench.target.opened.dataset)
-        self._labels = torch.from_numpy(block.support_labels).to(bench.device)
-
-    def _support(self, inputs: Tensor, first: int, count: int | None) -> Support:
-        """A support set for one episode (`count` None), or for `count` of them."""
-        labels = self._labels if count is None else self._labels.expand(count, -1)
-        seeds = tuple(
-            derive_seed("adapt", self._bench.seed, self._bench.target.episode_key, i)
-            for i in range(first, first + (count or 1))
-        )
-        return Support(inputs, labels, self._block.shape.way, seeds)
-
-    def _input(self, rows: NDArray[np.int64]) -> Tensor:
-        return to_input(self._store.read(rows), self._bench.backbone.input, self._bench.device)
-
-    def _adapt(self, support: Support) -> Predictor:
-        kept = support.inputs.clone(), support.labels.clone()
-        predictor = self._a_predictor(self._algorithm.adapt(support))
-        if not (torch.equal(kept[0], support.inputs) and torch.equal(kept[1], support.labels)):
-            raise ContractError(
-                f"{self._bench.entry.name}: adapt changed the support set it was given."
-            )
-        return predictor
-
-    def _a_predictor(self, found: object) -> Predictor:
-        if not isinstance(found, Predictor):
-            raise ContractError(
-                f"{self._bench.entry.name}: adapt returned {type(found).__name__}, and a "
-                "medbench.api.Predictor is needed."
-            )
-        return found
-
-    def _check(self, scores: Any, query: Tensor, first: int) -> Tensor:
-        name = self._bench.entry.name
-        lead = query.shape[:-1] if self._traits.works_on == "features" else query.shape[:1]
-        want = (*lead, self._block.shape.way)
-        if not isinstance(scores, Tensor) or tuple(scores.shape) != want:
-            seen = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ContractError(f"{name}: predict returned {seen}, and {want} is needed.")
-        if not scores.is_floating_point():
-            raise ContractError(f"{name}: predict returned {scores.dtype}; scores are floats.")
-        if not torch.isfinite(scores).all():
-            raise NonFinite(f"{name}: scores are not finite in episode {first} or soon after.")
-        return scores.detach().to("cpu", torch.float64)
-
-    def accuracy(self, progress: Progress) -> NDArray[np.float64]:
-        """Scores of every episode, ``(n, n_query, n_way)``."""
-        n, block = len(self._block), self._block
-        out: list[Tensor] = []
-        if self._traits.works_on == "features":
-            rows = np.unique(np.concatenate([block.support.ravel(), block.query.ravel()]))
-            # All images of the pool, so that every shot of this target shares one cache file.
-            rows = np.union1d(rows, self._bench.target.pool.images)
-            features = features_of(
-                self._bench.backbone,
-                self._bench.target.opened.dataset,
-                self._store,
-                rows,
-                self._bench.device,
-                self._cache,
-            ).to(self._bench.device)
-            support = torch.from_numpy(np.searchsorted(rows, block.support))
-            query = torch.from_numpy(np.searchsorted(rows, block.query))
-            step = EPISODES_PER_BLOCK if self._traits.batched else 1
-            for first in range(0, n, step):
-                some = slice(first, min(first + step, n))
-                s, q = features[support[some]], features[query[some]]
-                if self._traits.batched:
-                    predictor = self._adapt(self._support(s, first, len(s)))
-                    scores = self._check(predictor.predict(q), q, first)
-                else:
-                    predictor = self._adapt(self._support(s[0], first, None))
-                    scores = self._check(predictor.predict(q[0]), q[0], first)[None]
-                if first == 0:
-                    self._check_inductive(s[:1], q[:1])
-                out.append(scores)
-                progress((first + len(s)) / n, f"episode {first + len(s)}/{n}")
-        else:
-            for i in range(n):
-                predictor = self._adapt(self._support(self._input(block.support[i]), i, None))
-                q = self._input(block.query[i])
-                out.append(self._check(predictor.predict(q), q, i)[None])
-                if i == 0:
-                    self._check_inductive(self._input(block.support[i])[None], q[None])
-                progress((i + 1) / n, f"episode {i + 1}/{n}")
-        found: NDArray[np.float64] = torch.cat(out).numpy()
-        return found
-
-    def _check_inductive(self, support: Tensor, query: Tensor) -> None:
-        """A method that says it is inductive scores queries alone as it does together."""
-        if self._traits.is_transductive(self._bench.params) or not self._traits.deterministic:
-            return
-        predictor = self._adapt(self._support(support[0], 0, None))
-        together = predictor.predict(query[0]).detach()
-        few = min(3, query.shape[1])
-        alone = torch.cat([predictor.predict(query[0, i : i + 1]).detach() for i in range(few)])
-        # Scores may be huge and nearly alike, or tiny: what matters is the size of a gap among the
-        # differences between scores, as far as rounding lets these be told.
-        scale = (together.max() - together.min()).clamp_min(1e-3 * float(together.abs().max()))
-        scale = scale.clamp_min(torch.finfo(together.dtype).tiny)
-        gap = float(((together[:few] - alone).abs() / scale).max())
-        if gap > _INDUCTIVE_TOLERANCE:
-            raise ContractError(
-                f"{self._bench.entry.name} declares itself inductive, and scores a query "
-                f"differently alone than among others (by {gap:.2g} of their range). "
-                "Declare the trait transductive, or make each query independent of the others."
-            )
-
-    def cost(self, n: int) -> tuple[dict[str, Any], NDArray[np.float64]]:
-        """Times and memory of `n` episodes one by one from raw images, and their scores."""
-        device = self._bench.device
-        works_on_features = self._traits.works_on == "features"
-        backbone = self._bench.backbone
-        times: dict[str, list[float]] = {
-            k: [] for k in ("support_feature_s", "adapt_s", "query_feature_s", "predict_s")
-        }
-        scores: list[Tensor] = []
-        n_adapted = 0
-
-        def inputs(images: Any) -> Tensor:
-            x = to_input(images, backbone.input, device)
-            if not works_on_features:
-                return x
-            with torch.inference_mode():
-                features: Tensor = backbone(x)
-            # A clone is an ordinary tensor again, which an algorithm may differentiate through.
-            return features.clone()
-
-        def episode(i: int) -> tuple[list[float], Tensor, int]:
-            support_images = self._store.read(self._block.support[i])
-            query_images = self._store.read(self._block.query[i])
-            marks = [clock(device)]
-            support = self._support(inputs(support_images), i, None)
-            marks.append(clock(device))
-            adapted = self._algorithm.adapt(support)
-            marks.append(clock(device))
-            predictor = self._a_predictor(adapted)
-            query = inputs(query_images)
-            marks.append(clock(device))
-            result = predictor.predict(query)
-            marks.append(clock(device))
-            checked = self._check(result, query, i)
-            return list(np.diff(marks)), checked, predictor.n_adapted
-
-        for i in range(min(WARM_UP_EPISODES, n)):
-            episode(i)
-        gc.collect()
-        _trim()
-        with PeakMemory(device) as peak:
-            for i in range(n):
-                seconds, result, n_adapted = episode(i)
-                for name, value in zip(times, seconds, strict=True):
-                    times[name].append(value)
-                scores.append(result)
-        total_adapt = np.add(times["support_feature_s"], times["adapt_s"])
-        total_predict = np.add(times["query_feature_s"], times["predict_s"])
-        summary = {name: _spread(np.asarray(values)) for name, values in times.items()}
-        summary["adaptation_s"] = _spread(total_adapt)
-        summary["prediction_s"] = _spread(total_predict)
-        load = os.getloadavg()[0]
-        return (
-            {
-                "n_episodes": n,
-                "warm_up_episodes": WARM_UP_EPISODES,
-                "times": summary,
-                "memory": peak.as_dict(),
-                "parameters_adapted": int(n_adapted),
-                "load_average": load,
-                "exclusive": False,
-            },
-            torch.stack(scores).numpy(),
-        )
-
-    def compare(self, fast: NDArray[np.float64], slow: NDArray[np.float64]) -> float:
-        """The share of equal predictions of the two lanes. Raises `ContractError` when too low."""
-        agree = float((fast[: len(slow)].argmax(-1) == slow.argmax(-1)).mean())
-        if self._traits.deterministic and agree < LANES_MUST_AGREE:
-            raise ContractError(
-                f"{self._bench.entry.name}: predictions in batches and one by one agree on "
-                f"{100 * agree:.1f} % of the queries. Its batched form differs from its single "
-                "form, it keeps state between episodes, or it draws from a global generator."
-            )
-        return agree
-
-
-def _spread(values: NDArray[np.float64]) -> dict[str, float]:
-    q25, median, q75, p95 = np.percentile(values, [25, 50, 75, 95])
-    return {
-        "median": float(median),
-        "p95": float(p95),
-        "iqr": float(q75 - q25),
-        "mean": float(values.mean()),
-        "min": float(values.min()),
-    }
-
-
 def _keep_freed_memory() -> None:
     # glibc gives large blocks back to the system at every free, and the kernel clears their pages
     # anew at every allocation: half the time of a training step of conv4 on a CPU.
@@ -590,9 +366,3 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             libc.mallopt(option, 1 << 30)
-
-
-def _trim() -> None:
-    # Freed memory that malloc still holds would hide what the next scope allocates.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medbench import plugins
+from medbench import plugins, sourcecode
 
 REAL_DATA = os.environ.get("MEDBENCH_DATA")
 
@@ -60,7 +60,7 @@ def distribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dist
         monkeypatch.syspath_prepend(str(site))
         monkeypatch.setenv("PYTHONPATH", str(site))
         plugins.registry.cache_clear()
-        plugins.source_digest.cache_clear()
+        sourcecode.source_digest.cache_clear()
         return site
 
     yield make

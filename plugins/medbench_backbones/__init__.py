@@ -20,7 +20,18 @@ _CONV4 = BackboneSpec(
         url="https://arxiv.org/abs/1606.04080",
     ),
     licence="Apache-2.0",
-    parameters=(Parameter("width", 64, "channels of every block", "int", minimum=1, stage="both"),),
+    parameters=(
+        Parameter("width", 64, "channels of every block", "int", minimum=1, stage="both"),
+        Parameter(
+            "pools",
+            4,
+            "how many blocks halve the image; fewer leave larger feature maps",
+            "int",
+            minimum=1,
+            maximum=4,
+            stage="both",
+        ),
+    ),
 )
 
 _RESNET12 = BackboneSpec(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medbench.api import Backbone, Budget, InputSpec, Support, Task, derive_seed
+from medbench.api import Algorithm, Backbone, Budget, InputSpec, Support, Task, derive_seed
 
 SIZE = 16
 
@@ -52,10 +52,11 @@ class StripesSource:
         labels = torch.randint(self.n_classes, (size,), generator=generator)
         return stripes(labels, generator), labels
 
-    def sweep(self, size: int = 256) -> Iterator[Tensor]:
+    def sweep(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(3)
         for _ in range(2):
-            yield stripes(torch.arange(self.n_classes).repeat(3), generator)
+            labels = torch.arange(self.n_classes).repeat(3)
+            yield stripes(labels, generator), labels
 
 
 class FakeRun:
@@ -157,3 +158,9 @@ def one_of(support: Support, episode: int) -> Support:
         support.n_way,
         (support.seeds[episode],),
     )
+
+
+def ready(algorithm: Algorithm, learned: Mapping[str, Tensor] | None = None) -> Algorithm:
+    """`algorithm` after `prepare`, with nothing learned unless told."""
+    algorithm.prepare(SmallConv().eval(), learned or {})
+    return algorithm

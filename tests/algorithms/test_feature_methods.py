@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from medbench.api import Algorithm
-from medbench_algorithms.baseline import Baseline
-from medbench_algorithms.linear_probe import LinearProbe
-from medbench_algorithms.nearest_neighbour import NearestNeighbour
-from medbench_algorithms.protonet import ProtoNet
-from medbench_algorithms.simpleshot import SimpleShot
+from medbench_algorithms.fine_tuning.baseline import Baseline
+from medbench_algorithms.fine_tuning.linear_probe import LinearProbe
+from medbench_algorithms.metric.nearest_neighbour import NearestNeighbour
+from medbench_algorithms.metric.protonet import ProtoNet
+from medbench_algorithms.metric.simpleshot import SimpleShot
 
 from .conftest import SmallConv, feature_episodes, one_of
 

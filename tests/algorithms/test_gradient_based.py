@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medbench.api import ContractError, Support, Task
-from medbench_algorithms.anil import ANIL
-from medbench_algorithms.batch_statistics import FunctionalBody
-from medbench_algorithms.episodic_head import EpisodicHead
-from medbench_algorithms.gradient_based import GradientBased
-from medbench_algorithms.inner_loop import descend_inner
-from medbench_algorithms.maml import MAML
+from medbench_algorithms.common.batch_statistics import FunctionalBody
+from medbench_algorithms.optimisation.anil import ANIL
+from medbench_algorithms.optimisation.episodic_head import EpisodicHead
+from medbench_algorithms.optimisation.gradient_based import GradientBased
+from medbench_algorithms.optimisation.inner_loop import descend_inner
+from medbench_algorithms.optimisation.maml import MAML
 
 from .conftest import SmallConv, StripesSource
 

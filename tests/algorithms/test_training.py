@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from medbench.api import Algorithm
-from medbench_algorithms.anil import ANIL
-from medbench_algorithms.maml import MAML
-from medbench_algorithms.pretrain import Supervised, mean_feature
-from medbench_algorithms.protonet import ProtoNet
+from medbench_algorithms.common.pretrain import Supervised, source_statistics
+from medbench_algorithms.metric.protonet import ProtoNet
+from medbench_algorithms.optimisation.anil import ANIL
+from medbench_algorithms.optimisation.maml import MAML
 
 from .conftest import FakeRun, SmallConv, StripesSource
 
@@ -51,7 +51,7 @@ def test_training_rises_well_above_chance(name: str) -> None:
     assert run.accuracies[-1] > 0.65  # chance is a third
     assert sum(run.losses[-8:]) < 0.9 * sum(run.losses[:8])
     assert len(run.losses) == run.n_steps
-    assert all(key.startswith(("backbone.", "head.", "mean")) for key in learned)
+    assert all(key.startswith(("backbone.", "head.", "mean", "base_")) for key in learned)
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -84,13 +84,21 @@ def test_learning_rate_of_protonet_halves_as_a_function_of_the_step() -> None:
     assert run.rates == [0.8, 0.8, 0.4, 0.4, 0.2]
 
 
-def test_supervised_returns_the_mean_feature_of_the_trained_network() -> None:
+def test_supervised_returns_the_source_statistics_of_the_trained_network() -> None:
     learned, _, backbone = train("supervised", 4)
     assert not any(key.startswith("classifier") for key in learned)
     backbone.eval()
     with torch.no_grad():
-        features = torch.cat([backbone(images) for images in StripesSource().sweep()])
+        pairs = [(backbone(images), labels) for images, labels in StripesSource().sweep()]
+    features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     torch.testing.assert_close(learned["mean"], features.mean(0))
+    assert learned["base_covariances"].shape == (8, features.shape[1], features.shape[1])
+    for c in range(8):
+        own = features[labels == c]
+        torch.testing.assert_close(learned["base_means"][c], own.mean(0))
+        torch.testing.assert_close(
+            learned["base_covariances"][c], own.double().mT.cov().float(), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_supervised_none_leaves_the_backbone_alone() -> None:
@@ -98,10 +106,10 @@ def test_supervised_none_leaves_the_backbone_alone() -> None:
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     run = FakeRun(source, 5)
     learned = Supervised(pretrain="none").meta_train(backbone, source, run)
-    assert learned.keys() == {"mean"}
+    assert learned.keys() == {"mean", "base_means", "base_covariances"}
     assert run.losses == []
     assert all(torch.equal(before[k], v) for k, v in backbone.state_dict().items())
-    torch.testing.assert_close(learned["mean"], mean_feature(backbone, source))
+    torch.testing.assert_close(learned, source_statistics(backbone, source))
 
 
 def test_auto_heads_have_rows_only_where_all_tasks_have_one_number_of_classes() -> None:

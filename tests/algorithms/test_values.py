@@ -11,14 +11,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from medbench.api import ContractError, NonFinite, Support
-from medbench_algorithms.baseline import Baseline
-from medbench_algorithms.geometry import class_means, squared_distances
-from medbench_algorithms.linear_probe import LinearProbe
-from medbench_algorithms.nearest_neighbour import NearestNeighbour
-from medbench_algorithms.protonet import ProtoNet
-from medbench_algorithms.simpleshot import SimpleShot
+from medbench_algorithms.common.geometry import class_means, squared_distances
+from medbench_algorithms.fine_tuning.baseline import Baseline
+from medbench_algorithms.fine_tuning.linear_probe import LinearProbe
+from medbench_algorithms.metric.nearest_neighbour import NearestNeighbour
+from medbench_algorithms.metric.protonet import ProtoNet
+from medbench_algorithms.metric.simpleshot import SimpleShot
 
-from .conftest import SmallConv, feature_episodes, one_of
+from .conftest import SmallConv, feature_episodes, one_of, ready
 
 
 def line(points: list[float], labels: list[int]) -> Support:
@@ -28,16 +28,16 @@ def line(points: list[float], labels: list[int]) -> Support:
 
 def test_protonet_by_hand() -> None:
     support = line([0.0, 4.0, 2.0], [0, 1, 0])
-    scores = ProtoNet().adapt(support).predict(torch.tensor([[0.0], [3.0]]))
+    scores = ready(ProtoNet()).adapt(support).predict(torch.tensor([[0.0], [3.0]]))
     torch.testing.assert_close(scores, torch.tensor([[-1.0, -16.0], [-4.0, -1.0]]))
-    warm = ProtoNet(temperature=2.0).adapt(support).predict(torch.tensor([[0.0]]))
+    warm = ready(ProtoNet(temperature=2.0)).adapt(support).predict(torch.tensor([[0.0]]))
     torch.testing.assert_close(warm, torch.tensor([[-0.5, -8.0]]))
 
 
 def test_protonet_against_loops() -> None:
     support, query = feature_episodes()
-    scores = ProtoNet().adapt(support).predict(query)
-    cosines = ProtoNet(distance="cosine").adapt(support).predict(query)
+    scores = ready(ProtoNet()).adapt(support).predict(query)
+    cosines = ready(ProtoNet(distance="cosine")).adapt(support).predict(query)
     for e in range(6):
         x, y, q = (t[e].double().numpy() for t in (support.inputs, support.labels, query))
         means = np.stack([x[y == c].mean(0) for c in range(4)])

@@ -183,13 +183,6 @@ def test_a_factory_that_cannot_be_imported_names_the_distribution(distribute):
         plugins.load_factory(entry)
 
 
-def test_an_edited_plugin_has_another_digest(distribute):
-    distribute("acme", GOOD)
-    before = plugins.source_digest("acme_medbench")
-    distribute("acme", GOOD + "\n# edited\n")
-    assert plugins.source_digest("acme_medbench") != before
-
-
 def test_on_record_faults_are_reported_and_do_no_harm(distribute, tmp_path):
     source = (
         GOOD + "\n@hookimpl\ndef medbench_on_record(record):\n    raise OSError(record['key'])\n"

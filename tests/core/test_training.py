@@ -79,8 +79,13 @@ def test_batches_are_reproducible_and_cover_the_label_space(sources):
 
 
 def test_a_sweep_sees_every_training_image_once(sources):
-    n = sum(len(x) for x in source(sources).sweep(500))
+    found = source(sources)
+    n = sum(len(x) for x, _ in found.sweep(500))
     assert n == sum(len(s.train.images) for s in sources)
+    counts = torch.bincount(torch.cat([labels for _, labels in found.sweep(500)]))
+    assert counts.tolist() == [
+        len(s.train.members(0, i)) for s in sources for i in range(s.train.n_classes)
+    ]
 
 
 class Net(nn.Module):

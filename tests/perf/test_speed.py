@@ -34,12 +34,14 @@ def test_score_600_episodes(benchmark):
 
 def test_protonet_predicts_1000_episodes_of_512_features(benchmark):
     from medbench.api import Support
-    from medbench_algorithms.protonet import ProtoNet
+    from medbench_algorithms.metric.protonet import ProtoNet
+    from medbench_backbones.conv4 import Conv4
 
     features = torch.randn(6400, 512, generator=torch.Generator().manual_seed(0))
     pool = Pool([np.arange(i * 100, (i + 1) * 100) for i in range(64)])
     labels = torch.arange(5).repeat_interleave(5)
     algorithm = ProtoNet()
+    algorithm.prepare(Conv4(image_size=28, channels=1), {})
 
     def run():
         block = pool.draw(Shape(5, 5, 15), "perf", 0, 1000)

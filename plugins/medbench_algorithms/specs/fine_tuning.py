@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from medbench.api import AlgorithmSpec, Citation, Parameter, Traits
-from medbench_algorithms.specs.shared import LICENCE, SUPERVISED_TRAINER, supervised_pretraining
+from medbench.api import AlgorithmSpec, Citation, Traits
+from medbench_algorithms.specs.shared import (
+    LICENCE,
+    SUPERVISED_TRAINER,
+    choice,
+    count,
+    number,
+    positive,
+    share,
+    supervised_pretraining,
+)
 
 _TRAITS: Final = Traits(works_on="features", adapts="linear head", batched=True, meta_trains=True)
 
 LINEAR_PROBE: Final = AlgorithmSpec(
     name="linear-probe",
     version="1",
-    factory="medbench_algorithms.linear_probe:LinearProbe",
+    factory="medbench_algorithms.fine_tuning.linear_probe:LinearProbe",
     trainer=SUPERVISED_TRAINER,
     summary="Logistic regression on frozen features, as scikit-learn would fit it",
     family="fine-tuning",
@@ -26,22 +35,8 @@ LINEAR_PROBE: Final = AlgorithmSpec(
     ),
     licence=LICENCE,
     parameters=(
-        Parameter(
-            "C",
-            1.0,
-            "inverse strength of the L2 penalty, as in scikit-learn",
-            "float",
-            above=0.0,
-            stage="adapt",
-        ),
-        Parameter(
-            "normalize",
-            "none",
-            "features as they are, or scaled to unit length",
-            "str",
-            choices=("none", "l2"),
-            stage="adapt",
-        ),
+        positive("C", 1.0, "inverse strength of the L2 penalty, as in scikit-learn"),
+        choice("normalize", "none", "features as they are, or scaled to unit length", "none", "l2"),
         *supervised_pretraining("none"),
     ),
 )
@@ -49,7 +44,7 @@ LINEAR_PROBE: Final = AlgorithmSpec(
 BASELINE: Final = AlgorithmSpec(
     name="baseline",
     version="1",
-    factory="medbench_algorithms.baseline:Baseline",
+    factory="medbench_algorithms.fine_tuning.baseline:Baseline",
     trainer=SUPERVISED_TRAINER,
     summary="Baseline: supervised training on the sources, then a linear head by SGD",
     family="fine-tuning",
@@ -63,39 +58,12 @@ BASELINE: Final = AlgorithmSpec(
     ),
     licence=LICENCE,
     parameters=(
-        Parameter(
-            "head_epochs", 100, "passes over the support set", "int", minimum=1, stage="adapt"
-        ),
-        Parameter(
-            "head_batch_size", 4, "support images an SGD step", "int", minimum=1, stage="adapt"
-        ),
-        Parameter("head_lr", 0.01, "SGD's learning rate", "float", above=0.0, stage="adapt"),
-        Parameter(
-            "head_momentum",
-            0.9,
-            "SGD's momentum",
-            "float",
-            minimum=0.0,
-            maximum=1.0,
-            stage="adapt",
-        ),
-        Parameter(
-            "head_dampening",
-            0.9,
-            "SGD's dampening of new gradients",
-            "float",
-            minimum=0.0,
-            maximum=1.0,
-            stage="adapt",
-        ),
-        Parameter(
-            "head_weight_decay",
-            0.001,
-            "SGD's weight decay, on weights and intercepts",
-            "float",
-            minimum=0.0,
-            stage="adapt",
-        ),
+        count("head_epochs", 100, "passes over the support set"),
+        count("head_batch_size", 4, "support images an SGD step"),
+        positive("head_lr", 0.01, "SGD's learning rate"),
+        share("head_momentum", 0.9, "SGD's momentum"),
+        share("head_dampening", 0.9, "SGD's dampening of new gradients"),
+        number("head_weight_decay", 0.001, "SGD's weight decay, on weights and intercepts"),
         *supervised_pretraining("supervised"),
     ),
 )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from medbench.api import AlgorithmSpec, Citation, Parameter, Traits
+from medbench.api import AlgorithmSpec, Citation, Traits
 from medbench_algorithms.specs.shared import (
     LICENCE,
     SUPERVISED_TRAINER,
+    choice,
+    count,
+    episodic_training,
+    positive,
     supervised_pretraining,
-    training_shape,
 )
 
 PROTONET: Final = AlgorithmSpec(
     name="protonet",
     version="1",
-    factory="medbench_algorithms.protonet:ProtoNet",
+    factory="medbench_algorithms.metric.protonet:ProtoNet",
     summary="Prototypical Networks: the nearest class mean, in a space trained for that",
     family="metric",
     traits=Traits(works_on="features", adapts="nothing", batched=True, meta_trains=True),
@@ -28,39 +31,28 @@ PROTONET: Final = AlgorithmSpec(
     ),
     licence=LICENCE,
     parameters=(
-        Parameter(
+        choice(
             "distance",
             "euclidean",
             "minus the squared Euclidean distance, or cosine similarity, to the class mean",
-            "str",
-            choices=("euclidean", "cosine"),
+            "euclidean",
+            "cosine",
             stage="both",
         ),
-        Parameter(
+        positive(
             "temperature",
             1.0,
             "scores are divided by this; the paper uses none, cosine gains from 0.1",
-            "float",
-            above=0.0,
             stage="both",
         ),
-        Parameter("lr", 1e-3, "Adam's learning rate", "float", above=0.0, stage="train"),
-        Parameter(
-            "lr_halve_every",
-            2000,
-            "training episodes after which the learning rate is halved",
-            "int",
-            minimum=1,
-            stage="train",
-        ),
-        *training_shape(),
+        *episodic_training(),
     ),
 )
 
 SIMPLESHOT: Final = AlgorithmSpec(
     name="simpleshot",
     version="1",
-    factory="medbench_algorithms.simpleshot:SimpleShot",
+    factory="medbench_algorithms.metric.simpleshot:SimpleShot",
     trainer=SUPERVISED_TRAINER,
     summary="SimpleShot: the nearest centroid on centred features of unit length",
     family="metric",
@@ -74,14 +66,14 @@ SIMPLESHOT: Final = AlgorithmSpec(
     ),
     licence=LICENCE,
     parameters=(
-        Parameter(
+        choice(
             "normalize",
             "cl2",
             "features as they are, of unit length (l2), or centred on the source images' mean and "
             "then of unit length (cl2)",
-            "str",
-            choices=("none", "l2", "cl2"),
-            stage="adapt",
+            "none",
+            "l2",
+            "cl2",
         ),
         *supervised_pretraining("supervised"),
     ),
@@ -90,7 +82,7 @@ SIMPLESHOT: Final = AlgorithmSpec(
 NEAREST_NEIGHBOUR: Final = AlgorithmSpec(
     name="nearest-neighbour",
     version="1",
-    factory="medbench_algorithms.nearest_neighbour:NearestNeighbour",
+    factory="medbench_algorithms.metric.nearest_neighbour:NearestNeighbour",
     trainer=SUPERVISED_TRAINER,
     summary="The label of the nearest support image, or a vote of the nearest k",
     family="metric",
@@ -104,21 +96,13 @@ NEAREST_NEIGHBOUR: Final = AlgorithmSpec(
     ),
     licence=LICENCE,
     parameters=(
-        Parameter(
-            "k",
-            1,
-            "how many neighbours vote; all, where the support set has fewer",
-            "int",
-            minimum=1,
-            stage="adapt",
-        ),
-        Parameter(
+        count("k", 1, "how many neighbours vote; all, where the support set has fewer"),
+        choice(
             "metric",
             "euclidean",
             "squared Euclidean distance, or one minus the cosine",
-            "str",
-            choices=("euclidean", "cosine"),
-            stage="adapt",
+            "euclidean",
+            "cosine",
         ),
         *supervised_pretraining("none"),
     ),

@@ -4,59 +4,60 @@ from __future__ import annotations
 
 from typing import Final
 
-from medbench.api import AlgorithmSpec, Citation, Parameter, Traits
-from medbench_algorithms.specs.shared import LICENCE, training_shape
+from medbench.api import AlgorithmSpec, Citation, Traits
+from medbench_algorithms.specs.shared import (
+    LICENCE,
+    choice,
+    count,
+    positive,
+    switch,
+    training_shape,
+)
 
 _PARAMETERS: Final = (
-    Parameter(
+    positive(
         "inner_lr",
         0.01,
         "step size of the inner loop; the paper's for miniImageNet (Omniglot 5-way: 0.4), and "
         "short trainings want larger ones",
-        "float",
-        above=0.0,
         stage="both",
     ),
-    Parameter(
-        "inner_steps", 5, "inner steps in training and validation", "int", minimum=1, stage="train"
-    ),
-    Parameter("inner_steps_test", 10, "inner steps at test", "int", minimum=0, stage="adapt"),
-    Parameter(
+    count("inner_steps", 5, "inner steps in training and validation", stage="train"),
+    count("inner_steps_test", 10, "inner steps at test", least=0),
+    switch(
         "first_order",
-        False,
-        "treat inner gradients as constants in the outer one (first-order MAML)",
-        "bool",
+        default=False,
+        text="treat inner gradients as constants in the outer one (first-order MAML)",
         stage="train",
     ),
-    Parameter(
+    choice(
         "head",
         "auto",
         "start of the head: learned rows for a fixed number of classes, one learned vector shared "
         "by any number, or by whether the source's tasks all have one number",
-        "str",
-        choices=("auto", "per_class", "shared"),
+        "auto",
+        "per_class",
+        "shared",
         stage="train",
     ),
-    Parameter(
+    choice(
         "batch_norm",
         "query",
         "statistics for query images: of the query batch (the paper's code; transductive), or of "
         "the support set",
-        "str",
-        choices=("query", "support"),
+        "query",
+        "support",
         stage="both",
     ),
-    Parameter(
-        "meta_lr", 1e-3, "Adam's learning rate in the outer loop", "float", above=0.0, stage="train"
-    ),
-    Parameter("meta_batch", 4, "tasks an outer step", "int", minimum=1, stage="train"),
+    positive("meta_lr", 1e-3, "Adam's learning rate in the outer loop", stage="train"),
+    count("meta_batch", 4, "tasks an outer step", stage="train"),
     *training_shape(),
 )
 
 MAML: Final = AlgorithmSpec(
     name="maml",
     version="1",
-    factory="medbench_algorithms.maml:MAML",
+    factory="medbench_algorithms.optimisation.maml:MAML",
     summary="MAML: learned initial weights, adapted by a few gradient steps",
     family="optimisation",
     traits=Traits(
@@ -79,7 +80,7 @@ MAML: Final = AlgorithmSpec(
 ANIL: Final = AlgorithmSpec(
     name="anil",
     version="1",
-    factory="medbench_algorithms.anil:ANIL",
+    factory="medbench_algorithms.optimisation.anil:ANIL",
     summary="ANIL: MAML whose inner loop adapts the head alone",
     family="optimisation",
     traits=Traits(

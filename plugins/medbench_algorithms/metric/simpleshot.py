@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medbench.api import Algorithm, Backbone, ContractError, Predictor, Support
-from medbench_algorithms.geometry import class_means, squared_distances
+from medbench_algorithms.common.geometry import class_means, squared_distances
 
 Normalize = Literal["none", "l2", "cl2"]
 
@@ -46,19 +46,14 @@ class SimpleShot(Algorithm):
     """Nearest centroid on features that are centred by the source mean and scaled to length one.
 
     ``normalize``: ``none``, ``l2`` (unit length) or ``cl2`` (the mean over all source images is
-    subtracted first). The backbone comes from the shared `Supervised` trainer, whose parameters
-    (``pretrain``, ``lr``, ``batch_size``) are of no concern here.
+    subtracted first). The backbone comes from the shared `Supervised` trainer.
     """
 
     def __init__(
         self,
         *,
         normalize: Normalize = "cl2",
-        pretrain: str = "supervised",
-        lr: float = 1e-3,
-        batch_size: int = 64,
     ) -> None:
-        del pretrain, lr, batch_size
         self.normalize: Normalize = normalize
         self.mean: Tensor | None = None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medbench.api import Algorithm, Predictor, Support
-from medbench_algorithms.geometry import cosine_similarities, squared_distances
+from medbench_algorithms.common.geometry import cosine_similarities, squared_distances
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -54,7 +54,7 @@ class NearestNeighbour(Algorithm):
     """Gives a query the label of its nearest support example, or of most of the nearest `k`.
 
     ``k`` beyond the support set means all of it. The backbone comes from the shared `Supervised`
-    trainer, whose parameters (``pretrain``, ``lr``, ``batch_size``) are of no concern here.
+    trainer.
     """
 
     def __init__(
@@ -62,11 +62,7 @@ class NearestNeighbour(Algorithm):
         *,
         k: int = 1,
         metric: Metric = "euclidean",
-        pretrain: str = "none",
-        lr: float = 1e-3,
-        batch_size: int = 64,
     ) -> None:
-        del pretrain, lr, batch_size
         self.k = k
         self.metric: Metric = metric
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, final
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from medbench.api import Algorithm, Backbone, Predictor, Source, Support, TrainingRun
-from medbench_algorithms.geometry import class_means, cosine_similarities, squared_distances
-from medbench_algorithms.training import descend, set_lr
+from medbench.api import Backbone, Predictor, Support
+from medbench_algorithms.common.episodic import Episodic
+from medbench_algorithms.common.geometry import class_means, cosine_similarities, squared_distances
 
 Distance = Literal["euclidean", "cosine"]
 
@@ -41,7 +39,7 @@ class PrototypePredictor(Predictor):
 
 
 @final
-class ProtoNet(Algorithm):
+class ProtoNet(Episodic[nn.Identity]):
     """Learns features in which every class lies around its mean, and predicts by those means.
 
     Adaptation is the mean of the support features of each class (Eq. 1); a query's logits are
@@ -57,44 +55,22 @@ class ProtoNet(Algorithm):
         temperature: float = 1.0,
         lr: float = 1e-3,
         lr_halve_every: int = 2000,
+        pretrain_share: float = 0.0,
         train_way: int | None = None,
         train_shot: int | None = None,
         train_query: int | None = None,
     ) -> None:
-        # The shape of training tasks is the core's business: it has shaped `source` by it.
+        # The shape of training tasks is the core's business: it has shaped the source by it.
         del train_way, train_shot, train_query
+        super().__init__(lr=lr, lr_halve_every=lr_halve_every, pretrain_share=pretrain_share)
         self.distance: Distance = distance
         self.temperature = temperature
-        self.lr = lr
-        self.lr_halve_every = lr_halve_every
 
-    def meta_train(self, backbone: Backbone, source: Source, run: TrainingRun) -> dict[str, Tensor]:
-        """Train the backbone, one episode a step (Algorithm 1)."""
-        optimiser = torch.optim.Adam(backbone.parameters(), lr=self.lr)
+    def build(self, backbone: Backbone) -> nn.Identity:
+        """Nothing is learned beside the backbone."""
+        return nn.Identity()
 
-        @torch.no_grad()
-        def validate(support: Support, query: Tensor) -> Tensor:
-            backbone.eval()
-            adapted = self._adapt(backbone(support.inputs), support.labels, support.n_way)
-            return adapted.predict(backbone(query))
-
-        state = {"backbone": backbone, "optimiser": optimiser}
-        for step in run.steps(state, images_per_step=source.images_per_task, validate=validate):
-            set_lr(optimiser, self.lr * 0.5 ** (step // self.lr_halve_every))
-            backbone.train()
-            (task,) = source.tasks(step)
-            n_support = len(task.support.labels)
-            # Support and query share one pass, hence one set of batch statistics.
-            features = backbone(torch.cat([task.support.inputs, task.query]))
-            adapted = self._adapt(features[:n_support], task.support.labels, task.support.n_way)
-            loss = F.cross_entropy(adapted.predict(features[n_support:]), task.query_labels)
-            descend(loss, optimiser, run)
-        return run.best()
-
-    def adapt(self, support: Support) -> PrototypePredictor:
+    def predictor(self, head: nn.Identity, support: Support) -> PrototypePredictor:
         """The class means of the support features ``(..., n_support, d)`` (Eq. 1)."""
-        return self._adapt(support.inputs, support.labels, support.n_way)
-
-    def _adapt(self, features: Tensor, labels: Tensor, n_way: int) -> PrototypePredictor:
-        means = class_means(features, labels, n_way)
+        means = class_means(support.inputs, support.labels, support.n_way)
         return PrototypePredictor(means, self.distance, self.temperature)

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medbench.api import Backbone, ContractError, Source, Support, TrainingRun
-from medbench_algorithms.geometry import class_means, squared_distances
-from medbench_algorithms.training import descend
+from medbench_algorithms.common.geometry import class_means, squared_distances
+from medbench_algorithms.common.training import descend
+
+# 64 MB of float32: base covariances of 256 classes in 256 dimensions.
+_MOST_NUMBERS = 1 << 24
 
 
 @final
@@ -18,8 +21,8 @@ class Supervised:
     """Trains a backbone to tell all source classes apart, as plain classification.
 
     ``pretrain``: ``supervised`` minimises the cross-entropy of a linear classifier on top, with
-    Adam; ``none`` leaves the backbone as it is. Both give the mean source feature ``mean (d,)``,
-    which centres features in several methods. The classifier is thrown away.
+    Adam; ``none`` leaves the backbone as it is. Both give the statistics of the source's features
+    (`source_statistics`), which several methods use. The classifier is thrown away.
 
     Chen et al. 2019 ("A Closer Look at Few-shot Classification"), section 3.2, training stage.
     """
@@ -38,7 +41,7 @@ class Supervised:
     def meta_train(self, backbone: Backbone, source: Source, run: TrainingRun) -> dict[str, Tensor]:
         """Train, keep the state best at validation tasks, and take the mean feature with it."""
         if self.pretrain == "none":
-            return {"mean": mean_feature(backbone, source)}
+            return source_statistics(backbone, source)
         classifier = nn.Linear(backbone.n_features, source.n_classes).to(run.device)
         parameters = [*backbone.parameters(), *classifier.parameters()]
         optimiser = torch.optim.Adam(parameters, lr=self.lr)
@@ -59,23 +62,40 @@ class Supervised:
             loss = F.cross_entropy(classifier(backbone(images)), labels)
             descend(loss, optimiser, run)
         learned = {k: v for k, v in run.best().items() if k.startswith("backbone.")}
-        return {**learned, "mean": mean_feature(backbone, source)}
+        return {**learned, **source_statistics(backbone, source)}
 
 
 @torch.no_grad()
-def mean_feature(backbone: Backbone, source: Source) -> Tensor:
-    """The mean feature ``(d,)`` over every source image, in eval mode, on the CPU.
+def source_statistics(backbone: Backbone, source: Source) -> dict[str, Tensor]:
+    """What methods ask of the source's features, over every source image once, in eval mode.
 
-    Raises `ContractError` when the source has no images.
+    ``mean (d,)``; ``base_means (c, d)``, those of the source classes that have images; and
+    ``base_covariances (c, d, d)``, unbiased (of classes with one image: null), unless they would
+    take over 64 MB. On the CPU. Raises `ContractError` when the source has no images.
     """
     backbone.eval()
+    d, c = backbone.n_features, source.n_classes
+    keeps_squares = c * d * d <= _MOST_NUMBERS
     # Float64: a float32 sum over a hundred thousand images would lose digits.
-    total: Tensor | None = None
-    count = 0
-    for images in source.sweep():
-        features = backbone(images).double()
-        total = features.sum(0) if total is None else total + features.sum(0)
-        count += len(images)
-    if total is None:
+    counts = torch.zeros(c, dtype=torch.float64)
+    sums = torch.zeros(c, d, dtype=torch.float64)
+    squares = torch.zeros((c, d, d) if keeps_squares else (0,), dtype=torch.float64)
+    for images, labels in source.sweep():
+        features, classes = backbone(images).double().cpu(), labels.cpu()
+        counts += torch.bincount(classes, minlength=c)
+        sums.index_add_(0, classes, features)
+        if keeps_squares:
+            for one in torch.unique(classes):
+                rows = features[classes == one]
+                squares[one] += rows.mT @ rows
+    if not counts.any():
         raise ContractError("The source gave no images to take the mean feature of.")
-    return (total / count).float().cpu()
+    here = counts > 0
+    counts, sums = counts[here], sums[here]
+    means = sums / counts[:, None]
+    found = {"mean": (sums.sum(0) / counts.sum()).float(), "base_means": means.float()}
+    if keeps_squares:
+        outer = means[:, :, None] * means[:, None, :]
+        scatter = squares[here] - counts[:, None, None] * outer
+        found["base_covariances"] = (scatter / (counts - 1).clamp_min(1)[:, None, None]).float()
+    return found

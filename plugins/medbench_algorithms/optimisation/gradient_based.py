@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medbench.api import Algorithm, Backbone, ContractError, Predictor, Source, Support, TrainingRun
-from medbench_algorithms.batch_statistics import FunctionalBody, Statistics
-from medbench_algorithms.episodic_head import EpisodicHead
+from medbench_algorithms.common.batch_statistics import FunctionalBody, Statistics
+from medbench_algorithms.optimisation.episodic_head import EpisodicHead
 
 BatchNorm = Literal["query", "support"]
 HeadKind = Literal["auto", "per_class", "shared"]
@@ -63,22 +63,24 @@ class GradientBased(Algorithm, ABC):
     training and test alike. ``support``: the support set's, taken with the adapted weights, for
     queries too, so that each query is predicted alone (cf. Bronskill et al. 2020, TaskNorm).
     Running statistics are neither used nor changed.
+
+    Defaults are MAML's for miniImageNet (Finn et al. 2017, appendix A.1).
     """
 
     def __init__(
         self,
         *,
-        inner_lr: float,
-        inner_steps: int,
-        inner_steps_test: int,
-        first_order: bool,
-        head: HeadKind,
-        batch_norm: BatchNorm,
-        meta_lr: float,
-        meta_batch: int,
-        train_way: int | None,
-        train_shot: int | None,
-        train_query: int | None,
+        inner_lr: float = 0.01,
+        inner_steps: int = 5,
+        inner_steps_test: int = 10,
+        first_order: bool = False,
+        head: HeadKind = "auto",
+        batch_norm: BatchNorm = "query",
+        meta_lr: float = 1e-3,
+        meta_batch: int = 4,
+        train_way: int | None = None,
+        train_shot: int | None = None,
+        train_query: int | None = None,
     ) -> None:
         # The shape of training tasks is the core's business: it has shaped `source` by it.
         del train_way, train_shot, train_query

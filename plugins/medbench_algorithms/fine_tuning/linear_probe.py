@@ -7,8 +7,8 @@ from typing import Literal, final
 from torch.nn import functional as F
 
 from medbench.api import Algorithm, Support
-from medbench_algorithms.linear import LinearPredictor, one_hot
-from medbench_algorithms.logistic import solve
+from medbench_algorithms.common.linear import LinearPredictor, one_hot
+from medbench_algorithms.common.logistic import solve
 
 
 @final
@@ -17,8 +17,7 @@ class LinearProbe(Algorithm):
 
     It minimises ``||W||^2 / 2 + C * (sum of log losses)`` with a free intercept. ``normalize``:
     ``none`` takes features as they are; ``l2`` scales them to unit length first, after which
-    ``C`` wants to be larger. The backbone comes from the shared `Supervised` trainer, whose
-    parameters (``pretrain``, ``lr``, ``batch_size``) are of no concern here.
+    ``C`` wants to be larger. The backbone comes from the shared `Supervised` trainer.
     """
 
     def __init__(
@@ -26,11 +25,7 @@ class LinearProbe(Algorithm):
         *,
         C: float = 1.0,
         normalize: Literal["none", "l2"] = "none",
-        pretrain: str = "none",
-        lr: float = 1e-3,
-        batch_size: int = 64,
     ) -> None:
-        del pretrain, lr, batch_size
         self.C = C
         self.normalize = normalize
 

@@ -9,10 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medbench.api import Support
-from medbench_algorithms.batch_statistics import FunctionalBody
-from medbench_algorithms.episodic_head import EpisodicHead
-from medbench_algorithms.gradient_based import Adapted, BatchNorm, GradientBased, HeadKind
-from medbench_algorithms.inner_loop import descend_inner
+from medbench_algorithms.common.batch_statistics import FunctionalBody
+from medbench_algorithms.optimisation.episodic_head import EpisodicHead
+from medbench_algorithms.optimisation.gradient_based import (
+    Adapted,
+    GradientBased,
+)
+from medbench_algorithms.optimisation.inner_loop import descend_inner
 
 
 @final
@@ -23,35 +26,6 @@ class ANIL(GradientBased):
     the inner loop, so support features are computed once; its BatchNorm layers use batch
     statistics as `GradientBased` says, never running ones.
     """
-
-    def __init__(
-        self,
-        *,
-        inner_lr: float = 0.01,
-        inner_steps: int = 5,
-        inner_steps_test: int = 10,
-        first_order: bool = False,
-        head: HeadKind = "auto",
-        batch_norm: BatchNorm = "query",
-        meta_lr: float = 1e-3,
-        meta_batch: int = 4,
-        train_way: int | None = None,
-        train_shot: int | None = None,
-        train_query: int | None = None,
-    ) -> None:
-        super().__init__(
-            inner_lr=inner_lr,
-            inner_steps=inner_steps,
-            inner_steps_test=inner_steps_test,
-            first_order=first_order,
-            head=head,
-            batch_norm=batch_norm,
-            meta_lr=meta_lr,
-            meta_batch=meta_batch,
-            train_way=train_way,
-            train_shot=train_shot,
-            train_query=train_query,
-        )
 
     def fit(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medbench.api import Algorithm, Support
-from medbench_algorithms.linear import LinearPredictor, one_hot
+from medbench_algorithms.common.linear import LinearPredictor, one_hot
 
 
 @final
@@ -19,7 +19,7 @@ class Baseline(Algorithm):
     Section 3.2, with the settings of the authors' code as defaults: 100 passes over the support
     set in random batches of 4, SGD with learning rate 0.01, momentum and dampening 0.9, weight
     decay 0.001 (on the bias too). The backbone stays frozen; it comes from the shared `Supervised`
-    trainer, whose parameters (``pretrain``, ``lr``, ``batch_size``) are of no concern here.
+    trainer.
     """
 
     def __init__(
@@ -31,11 +31,7 @@ class Baseline(Algorithm):
         head_momentum: float = 0.9,
         head_dampening: float = 0.9,
         head_weight_decay: float = 0.001,
-        pretrain: str = "supervised",
-        lr: float = 1e-3,
-        batch_size: int = 64,
     ) -> None:
-        del pretrain, lr, batch_size
         self.epochs = head_epochs
         self.batch_size = head_batch_size
         self.lr = head_lr

@@ -1,0 +1,265 @@
+"""The two ways of running a cell's episodes: fast in batches, and one by one as a clinic would."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medbench.api import Algorithm, Backbone, Predictor, Support, derive_seed
+from medbench.embed import ImageStore, View, features_of, forward, to_input
+from medbench.episodes import Block
+from medbench.errors import ContractError, NonFinite
+from medbench.measure import PeakMemory, clock
+from medbench.plugins import Entry, Registry
+from medbench.tasks import Target
+from medbench.training import Progress
+
+WARM_UP_EPISODES = 2
+# Fixed, and never a function of the machine, as the rounding of a matrix product can depend on it.
+EPISODES_PER_BLOCK = 50
+_BLOCK_BYTES = 1 << 28
+# Predictions of the two lanes may differ where two classes tie to rounding, and nowhere else.
+LANES_MUST_AGREE = 0.98
+_INDUCTIVE_TOLERANCE = 1e-3
+
+
+@dataclass
+class Bench:
+    """The parts of one cell or training, built from its request."""
+
+    registry: Registry
+    target: Target
+    backbone: Backbone
+    entry: Entry
+    params: dict[str, Any]
+    device: torch.device
+    seed: int
+
+
+class Lanes:
+    """The two ways of running a cell's episodes; both must predict alike."""
+
+    def __init__(self, bench: Bench, algorithm: Algorithm, block: Block, cache: Path) -> None:
+        self._bench, self._algorithm, self._block, self._cache = bench, algorithm, block, cache
+        self._traits = bench.entry.spec.traits
+        works_on = self._traits.works_on
+        self._view: View | None = None if works_on == "images" else works_on
+        # How many of a query's dimensions belong to one image.
+        self._n_dims = 1 if works_on == "features" else 3
+        self._store = ImageStore(bench.target.opened.dataset)
+        self._labels = torch.from_numpy(block.support_labels).to(bench.device)
+
+    def _support(self, inputs: Tensor, first: int, count: int | None) -> Support:
+        """A support set for one episode (`count` None), or for `count` of them."""
+        labels = self._labels if count is None else self._labels.expand(count, -1)
+        seeds = tuple(
+            derive_seed("adapt", self._bench.seed, self._bench.target.episode_key, i)
+            for i in range(first, first + (count or 1))
+        )
+        return Support(inputs, labels, self._block.shape.way, seeds)
+
+    def _input(self, rows: NDArray[np.int64]) -> Tensor:
+        return to_input(self._store.read(rows), self._bench.backbone.input, self._bench.device)
+
+    def _adapt(self, support: Support) -> Predictor:
+        kept = support.inputs.clone(), support.labels.clone()
+        predictor = self._a_predictor(self._algorithm.adapt(support))
+        if not (torch.equal(kept[0], support.inputs) and torch.equal(kept[1], support.labels)):
+            raise ContractError(
+                f"{self._bench.entry.name}: adapt changed the support set it was given."
+            )
+        return predictor
+
+    def _a_predictor(self, found: object) -> Predictor:
+        if not isinstance(found, Predictor):
+            raise ContractError(
+                f"{self._bench.entry.name}: adapt returned {type(found).__name__}, and a "
+                "medbench.api.Predictor is needed."
+            )
+        return found
+
+    def _check(self, scores: Any, query: Tensor, first: int) -> Tensor:
+        name = self._bench.entry.name
+        lead = query.shape[: query.ndim - self._n_dims]
+        want = (*lead, self._block.shape.way)
+        if not isinstance(scores, Tensor) or tuple(scores.shape) != want:
+            seen = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ContractError(f"{name}: predict returned {seen}, and {want} is needed.")
+        if not scores.is_floating_point():
+            raise ContractError(f"{name}: predict returned {scores.dtype}; scores are floats.")
+        if not torch.isfinite(scores).all():
+            raise NonFinite(f"{name}: scores are not finite in episode {first} or soon after.")
+        return scores.detach().to("cpu", torch.float64)
+
+    def accuracy(self, progress: Progress) -> NDArray[np.float64]:
+        """Scores of every episode, ``(n, n_query, n_way)``."""
+        n, block = len(self._block), self._block
+        out: list[Tensor] = []
+        if self._view is not None:
+            rows = np.unique(np.concatenate([block.support.ravel(), block.query.ravel()]))
+            # All images of the pool, so that every shot of this target shares one cache file.
+            rows = np.union1d(rows, self._bench.target.pool.images)
+            features = features_of(
+                self._bench.backbone,
+                self._bench.target.opened.dataset,
+                self._store,
+                rows,
+                self._bench.device,
+                self._cache,
+                self._view,
+            ).to(self._bench.device)
+            support = torch.from_numpy(np.searchsorted(rows, block.support))
+            query = torch.from_numpy(np.searchsorted(rows, block.query))
+            step = self._episodes_per_block(features) if self._traits.batched else 1
+            for first in range(0, n, step):
+                some = slice(first, min(first + step, n))
+                s, q = features[support[some]], features[query[some]]
+                if self._traits.batched:
+                    predictor = self._adapt(self._support(s, first, len(s)))
+                    scores = self._check(predictor.predict(q), q, first)
+                else:
+                    predictor = self._adapt(self._support(s[0], first, None))
+                    scores = self._check(predictor.predict(q[0]), q[0], first)[None]
+                if first == 0:
+                    self._check_inductive(s[:1], q[:1])
+                out.append(scores)
+                progress((first + len(s)) / n, f"episode {first + len(s)}/{n}")
+        else:
+            for i in range(n):
+                predictor = self._adapt(self._support(self._input(block.support[i]), i, None))
+                q = self._input(block.query[i])
+                out.append(self._check(predictor.predict(q), q, i)[None])
+                if i == 0:
+                    self._check_inductive(self._input(block.support[i])[None], q[None])
+                progress((i + 1) / n, f"episode {i + 1}/{n}")
+        found: NDArray[np.float64] = torch.cat(out).numpy()
+        return found
+
+    def _episodes_per_block(self, features: Tensor) -> int:
+        shape = self._block.shape
+        images = shape.way * (shape.shot + shape.query)
+        size = images * features[0].numel() * features.element_size()
+        return max(1, min(EPISODES_PER_BLOCK, _BLOCK_BYTES // size))
+
+    def _check_inductive(self, support: Tensor, query: Tensor) -> None:
+        """A method that says it is inductive scores queries alone as it does together."""
+        if self._traits.is_transductive(self._bench.params) or not self._traits.deterministic:
+            return
+        predictor = self._adapt(self._support(support[0], 0, None))
+        together = predictor.predict(query[0]).detach()
+        few = min(3, query.shape[1])
+        alone = torch.cat([predictor.predict(query[0, i : i + 1]).detach() for i in range(few)])
+        # Scores may be huge and nearly alike, or tiny: what matters is the size of a gap among the
+        # differences between scores, as far as rounding lets these be told.
+        scale = (together.max() - together.min()).clamp_min(1e-3 * float(together.abs().max()))
+        scale = scale.clamp_min(torch.finfo(together.dtype).tiny)
+        gap = float(((together[:few] - alone).abs() / scale).max())
+        if gap > _INDUCTIVE_TOLERANCE:
+            raise ContractError(
+                f"{self._bench.entry.name} declares itself inductive, and scores a query "
+                f"differently alone than among others (by {gap:.2g} of their range). "
+                "Declare the trait transductive, or make each query independent of the others."
+            )
+
+    def cost(self, n: int) -> tuple[dict[str, Any], NDArray[np.float64]]:
+        """Times and memory of `n` episodes one by one from raw images, and their scores."""
+        device = self._bench.device
+        view = self._view
+        backbone = self._bench.backbone
+        times: dict[str, list[float]] = {
+            k: [] for k in ("support_feature_s", "adapt_s", "query_feature_s", "predict_s")
+        }
+        scores: list[Tensor] = []
+        n_adapted = 0
+
+        def inputs(images: Any) -> Tensor:
+            x = to_input(images, backbone.input, device)
+            if view is None:
+                return x
+            with torch.inference_mode():
+                features = forward(backbone, x, view)
+            # A clone is an ordinary tensor again, which an algorithm may differentiate through.
+            return features.clone()
+
+        def episode(i: int) -> tuple[list[float], Tensor, int]:
+            support_images = self._store.read(self._block.support[i])
+            query_images = self._store.read(self._block.query[i])
+            marks = [clock(device)]
+            support = self._support(inputs(support_images), i, None)
+            marks.append(clock(device))
+            adapted = self._algorithm.adapt(support)
+            marks.append(clock(device))
+            predictor = self._a_predictor(adapted)
+            query = inputs(query_images)
+            marks.append(clock(device))
+            result = predictor.predict(query)
+            marks.append(clock(device))
+            checked = self._check(result, query, i)
+            return list(np.diff(marks)), checked, predictor.n_adapted
+
+        for i in range(min(WARM_UP_EPISODES, n)):
+            episode(i)
+        gc.collect()
+        _trim()
+        with PeakMemory(device) as peak:
+            for i in range(n):
+                seconds, result, n_adapted = episode(i)
+                for name, value in zip(times, seconds, strict=True):
+                    times[name].append(value)
+                scores.append(result)
+        total_adapt = np.add(times["support_feature_s"], times["adapt_s"])
+        total_predict = np.add(times["query_feature_s"], times["predict_s"])
+        summary = {name: _spread(np.asarray(values)) for name, values in times.items()}
+        summary["adaptation_s"] = _spread(total_adapt)
+        summary["prediction_s"] = _spread(total_predict)
+        load = os.getloadavg()[0]
+        return (
+            {
+                "n_episodes": n,
+                "warm_up_episodes": WARM_UP_EPISODES,
+                "times": summary,
+                "memory": peak.as_dict(),
+                "parameters_adapted": int(n_adapted),
+                "load_average": load,
+                "exclusive": False,
+            },
+            torch.stack(scores).numpy(),
+        )
+
+    def compare(self, fast: NDArray[np.float64], slow: NDArray[np.float64]) -> float:
+        """The share of equal predictions of the two lanes. Raises `ContractError` when too low."""
+        agree = float((fast[: len(slow)].argmax(-1) == slow.argmax(-1)).mean())
+        if self._traits.deterministic and agree < LANES_MUST_AGREE:
+            raise ContractError(
+                f"{self._bench.entry.name}: predictions in batches and one by one agree on "
+                f"{100 * agree:.1f} % of the queries. Its batched form differs from its single "
+                "form, it keeps state between episodes, or it draws from a global generator."
+            )
+        return agree
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+    q25, median, q75, p95 = np.percentile(values, [25, 50, 75, 95])
+    return {
+        "median": float(median),
+        "p95": float(p95),
+        "iqr": float(q75 - q25),
+        "mean": float(values.mean()),
+        "min": float(values.min()),
+    }
+
+
+def _trim() -> None:
+    # Freed memory that malloc still holds would hide what the next scope allocates.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,1 @@
+"""Methods that make more of few images."""

@@ -1,0 +1,1 @@
+"""Methods that fit a head, or a part of the network, to the support set."""

@@ -1,0 +1,1 @@
+"""Methods that compare features by a metric, given or learned."""
