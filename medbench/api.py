@@ -64,6 +64,7 @@ __all__ = [
     "Stage",
     "Support",
     "Task",
+    "TaskKind",
     "TrainingRun",
     "Traits",
     "Unavailable",

@@ -57,16 +57,17 @@ class Lanes:
         # How many of a query's dimensions belong to one image.
         self._n_dims = 1 if works_on == "features" else 3
         self._store = ImageStore(bench.target.opened.dataset)
-        self._labels = torch.from_numpy(block.support_labels).to(bench.device)
+        labels = np.ascontiguousarray(bench.target.support_labels(block))
+        self._labels = torch.from_numpy(labels).to(bench.device)
 
     def _support(self, inputs: Tensor, first: int, count: int | None) -> Support:
         """A support set for one episode (`count` None), or for `count` of them."""
-        labels = self._labels if count is None else self._labels.expand(count, -1)
+        labels = self._labels[first] if count is None else self._labels[first : first + count]
         seeds = tuple(
             derive_seed("adapt", self._bench.seed, self._bench.target.episode_key, i)
             for i in range(first, first + (count or 1))
         )
-        return Support(inputs, labels, self._block.shape.way, seeds)
+        return Support(inputs, labels, self._bench.target.n_way, seeds)
 
     def _input(self, rows: NDArray[np.int64]) -> Tensor:
         return to_input(self._store.read(rows), self._bench.backbone.input, self._bench.device)
@@ -91,7 +92,7 @@ class Lanes:
     def _check(self, scores: Any, query: Tensor, first: int) -> Tensor:
         name = self._bench.entry.name
         lead = query.shape[: query.ndim - self._n_dims]
-        want = (*lead, self._block.shape.way)
+        want = (*lead, self._bench.target.n_way)
         if not isinstance(scores, Tensor) or tuple(scores.shape) != want:
             seen = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ContractError(f"{name}: predict returned {seen}, and {want} is needed.")
@@ -149,6 +150,8 @@ class Lanes:
         shape = self._block.shape
         images = shape.way * (shape.shot + shape.query)
         size = images * features[0].numel() * features.element_size()
+        if self._bench.target.multilabel:
+            size *= self._bench.target.n_way  # each label is a task of its own
         return max(1, min(EPISODES_PER_BLOCK, _BLOCK_BYTES // size))
 
     def _check_inductive(self, support: Tensor, query: Tensor) -> None:

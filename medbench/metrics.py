@@ -16,6 +16,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc", "f1", "nll", "ece")
+MULTILABEL_METRICS = (*METRICS, "average_precision")
+ORDINAL_METRICS = ("grade_error", "kappa")
+ALL_METRICS = (*MULTILABEL_METRICS, *ORDINAL_METRICS)
 ECE_BINS = 15
 
 
@@ -47,6 +50,78 @@ def classification(scores: NDArray[Any], labels: Ints) -> dict[str, Floats]:
         "nll": -np.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0].mean(axis=1),
         "ece": _ece(p.max(axis=-1), right),
     }
+
+
+def multilabel(scores: NDArray[Any], truth: NDArray[Any]) -> dict[str, Floats]:
+    """All multilabel metrics of a block, each ``(n,)``.
+
+    `scores`: ``(n, n_query, n_labels)`` log-odds; `truth`: 0 or 1, of that shape. A label is
+    predicted where its probability is above one half. Accuracy is the share of right answers over
+    queries and labels (as MedMNIST counts it); balanced accuracy, AUROC, F1 and average precision
+    are computed label by label and averaged over the labels that have both kinds of query (F1 over
+    all labels, 0 for a label that is never there and never predicted); the negative log-likelihood
+    (nats) and the calibration error are over all answers.
+    """
+    logits = scores.astype(np.float64)
+    truth = truth.astype(bool)
+    # log(1 + exp(-x)) without overflow.
+    log_yes, log_no = -np.logaddexp(0.0, -logits), -np.logaddexp(0.0, logits)
+    p = np.exp(log_yes)
+    chosen = logits > 0
+    right = chosen == truth
+    n_true, n_chosen = truth.sum(axis=1), chosen.sum(axis=1)
+    n_false = truth.shape[1] - n_true
+    both = (n_true > 0) & (n_false > 0)
+    hits = (truth & chosen).sum(axis=1).astype(np.float64)
+    rejected = (~truth & ~chosen).sum(axis=1) / np.maximum(n_false, 1)
+    flat = (len(logits), -1)
+    answers = np.where(truth, log_yes, log_no).reshape(flat)
+    confidence = np.where(chosen, p, 1.0 - p).reshape(flat)
+    return {
+        "accuracy": right.reshape(flat).mean(axis=1),
+        "balanced_accuracy": _mean_where((hits / np.maximum(n_true, 1) + rejected) / 2, both),
+        "auroc": _auroc(logits, truth),
+        "f1": (2 * hits / np.maximum(n_true + n_chosen, 1)).mean(axis=-1),
+        "nll": -answers.mean(axis=1),
+        "ece": _ece(confidence, right.reshape(flat)),
+        "average_precision": _mean_where(_average_precision(logits, truth), both),
+    }
+
+
+def ordinal(scores: NDArray[Any], labels: Ints, grades: Ints) -> dict[str, Floats]:
+    """What ordered classes allow besides, each ``(n,)``.
+
+    `scores` ``(n, n_query, n_way)`` and `labels` ``(n, n_query)`` as in `classification`;
+    ``grades`` ``(n, n_way)`` is the rank of the class behind each label. ``grade_error``: the mean
+    distance between predicted and true grade; ``kappa``: Cohen's kappa with quadratic weights
+    (Cohen 1968), NaN where chance agreement is already perfect.
+    """
+    predicted = np.take_along_axis(grades, scores.argmax(axis=-1), axis=1).astype(np.float64)
+    true = np.take_along_axis(grades, labels, axis=1).astype(np.float64)
+    seen = ((predicted - true) ** 2).mean(axis=1)
+    # Mean squared difference of independent draws from the two marginals.
+    expected = (
+        predicted.var(axis=1) + true.var(axis=1) + (predicted.mean(axis=1) - true.mean(axis=1)) ** 2
+    )
+    kappa = np.where(expected > 0, 1.0 - seen / np.where(expected > 0, expected, 1.0), np.nan)
+    return {"grade_error": np.abs(predicted - true).mean(axis=1), "kappa": kappa}
+
+
+def _average_precision(scores: Floats, truth: NDArray[np.bool_]) -> Floats:
+    """Area under the precision-recall steps of each label, ``(n, n_labels)``; ties count as one.
+
+    The mean over positives of the precision at their score, every query of that score or a higher
+    one being retrieved.
+    """
+    # Ascending ranks of the negated scores with the largest rank for ties: how many are retrieved.
+    retrieved = rankdata(-scores, method="max", axis=1)
+    n_true = truth.sum(axis=1)
+    # The same among positives only: negatives are pushed behind everything.
+    behind = np.where(truth, -scores, np.inf)
+    found = rankdata(behind, method="max", axis=1)
+    precision = np.where(truth, found / retrieved, 0.0)
+    total: Floats = precision.sum(axis=1) / np.maximum(n_true, 1)
+    return total
 
 
 def _mean_where(values: Floats, where: NDArray[np.bool_]) -> Floats:

@@ -14,11 +14,13 @@ from medbench.episodes import digest as episodes_digest
 from medbench.errors import ProtocolError
 from medbench.files import content_key
 from medbench.jobs import Job
+from medbench.opened import Opened
 from medbench.plugins import Entry, Registry, resolve_params
+from medbench.pools import SourceSet
 from medbench.protocols import Protocol, load_protocol
 from medbench.records import slug
 from medbench.sourcecode import source_digest
-from medbench.tasks import Opened, Resolved, SourceSet, Target, resolve
+from medbench.tasks import Resolved, Target, resolve
 from medbench.weights import weights_ingredient
 
 # Raised when scoring changes in a way that makes old scores incomparable.
@@ -115,9 +117,11 @@ class _One:
 
     def training(self, bb: Mapping[str, Any], device: str, ref: ProtocolRef) -> Job | None:
         entry = self.registry.get("algorithms", self.algorithm.name)
-        if not entry.spec.traits.meta_trains:
-            return None
         target, protocol = self.target, self.target.protocol
+        traits = entry.spec.traits
+        # The cell of an algorithm that cannot do such tasks says so; it needs no training for that.
+        if not traits.meta_trains or protocol.task_kind not in traits.task_kinds:
+            return None
         if not target.sources:
             raise ProtocolError(
                 f"protocol {protocol.name}, target {target.id}: {self.algorithm.name} meta-trains, "

@@ -56,7 +56,7 @@ class Protocol(Model):
     version: PositiveInt
     summary: StrictStr
     setting: Literal["within_dataset", "cross_domain", "leave_one_site_out"]
-    task_kind: Literal["classification"] = "classification"
+    task_kind: Literal["classification", "multilabel"] = "classification"
     datasets: Annotated[tuple[Reference, ...], Field(min_length=1)]
     targets: tuple[StrictStr, ...] | None = None
     class_split: StrictStr | Fractions | None = None
@@ -81,6 +81,15 @@ class Protocol(Model):
             raise ValueError(f"class_split is for within_dataset, and setting is {self.setting}.")
         if self.setting == "cross_domain" and len(self.datasets) < 2:
             raise ValueError("setting cross_domain needs at least two datasets.")
+        if self.task_kind == "multilabel" and self.setting != "cross_domain":
+            raise ValueError(
+                "task_kind multilabel needs setting cross_domain: the multilabel datasets are "
+                "tested on, and those of one label an image are meta-trained on."
+            )
+        if self.task_kind == "multilabel" and self.way != "all":
+            raise ValueError(
+                f"task_kind multilabel asks for every label: way: all, not {self.way}."
+            )
         names = [d.name for d in self.datasets]
         for name in names:
             if names.count(name) > 1 and len({str(d.params) for d in self.datasets}) == 1:

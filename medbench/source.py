@@ -13,7 +13,7 @@ from medbench.api import InputSpec, Support, Task, derive_seed
 from medbench.embed import ImageStore, to_input
 from medbench.episodes import Pool, Shape, uniforms
 from medbench.errors import ProtocolError
-from medbench.tasks import SourceSet
+from medbench.pools import SourceSet
 
 
 class TaskSource:

@@ -8,127 +8,20 @@ or site on both sides, no patient on both sides of an episode.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medbench.api import Dataset, Place, derive_seed
-from medbench.episodes import Ints, Pool, Shape
-from medbench.errors import (
-    ContractError,
-    DataMissing,
-    MedbenchError,
-    PluginError,
-    ProtocolError,
-    UsageError,
-    did_you_mean,
-)
-from medbench.plugins import Entry, Registry, load_factory, resolve_params
-from medbench.protocols import DatasetRef, Fractions, Protocol
-
-TRAIN, VAL, TEST = 0, 1, 2
-# Share of source images (or patients) kept for validation where the data bring no split.
-_VALIDATION_SHARE = 0.2
-
-
-def default_place() -> Place:
-    """The data folder of ``MEDBENCH_DATA`` and the cache of ``MEDBENCH_CACHE``.
-
-    Raises `UsageError` when ``MEDBENCH_DATA`` is not a folder.
-    """
-    data = os.environ.get("MEDBENCH_DATA")
-    cache = os.environ.get("MEDBENCH_CACHE")
-    if data and not Path(data).expanduser().is_dir():
-        raise UsageError(f"MEDBENCH_DATA is {data!r}, and that is not a folder.")
-    return Place(
-        data=Path(data).expanduser().resolve() if data else None,
-        cache=Path(cache).expanduser() if cache else Path.home() / ".cache" / "medbench",
-    )
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A dataset in use: the reference, where it came from, and the images."""
-
-    ref: DatasetRef
-    entry: Entry
-    params: Mapping[str, Any]
-    dataset: Dataset
-
-    @property
-    def name(self) -> str:
-        """The dataset's name in tables."""
-        return self.ref.name
-
-
-def open_dataset(registry: Registry, ref: DatasetRef, place: Place) -> Opened:
-    """The dataset behind a reference.
-
-    Raises `UsageError` for wrong names or parameters, `DataError` for what is wrong with the
-    data, `PluginError` when the plugin itself fails.
-    """
-    entry = registry.get("datasets", ref.name)
-    params = resolve_params(entry, ref.params)
-    factory = load_factory(entry)
-    extra = {"argument": ref.name.partition(":")[2]} if entry.spec.takes_argument else {}
-    try:
-        dataset = factory(place, **extra, **params)
-        _check_dataset(dataset)
-    except MedbenchError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"dataset {ref.name!r} of {entry.origin()} failed to open: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return Opened(ref, entry, params, dataset)
-
-
-def _check_dataset(dataset: Dataset) -> None:
-    """The promises that everything here builds on. Raises `ContractError`."""
-    n = len(dataset.labels)
-    for what in ("splits", "sites", "patients"):
-        array = getattr(dataset, what)
-        if array is not None and len(array) != n:
-            raise ContractError(f"{what} has {len(array)} entries for {n} images.")
-    if dataset.info.task_kind == "classification":
-        if dataset.labels.ndim != 1 or dataset.labels.dtype.kind not in "iu":
-            raise ContractError(
-                f"labels must be (n,) integers, and are {dataset.labels.shape} "
-                f"{dataset.labels.dtype}."
-            )
-        if n and (
-            dataset.labels.min() < 0 or dataset.labels.max() >= len(dataset.info.label_names)
-        ):
-            raise ContractError(
-                f"labels run from {dataset.labels.min()} to {dataset.labels.max()}, and there are "
-                f"{len(dataset.info.label_names)} label names."
-            )
-
-
-@dataclass(frozen=True)
-class SourceSet:
-    """One dataset (or one site of it) that may be meta-trained on.
-
-    ``train`` and ``val`` are pools of the same classes or of disjoint ones; ``classes`` are the
-    dataset's class numbers of the train pool. ``train_shape`` is what the train pool can serve of
-    the protocol's training shape.
-    """
-
-    opened: Opened
-    site: str | None
-    train: Pool
-    val: Pool | None
-    train_shape: Shape
-
-    @property
-    def id(self) -> str:
-        """Dataset and site in one word."""
-        return self.opened.name + (f"@{self.site}" if self.site else "")
+from medbench.api import Place, derive_seed
+from medbench.episodes import Block, Pool, Shape
+from medbench.errors import DataMissing, ProtocolError, UsageError, did_you_mean
+from medbench.opened import Opened, open_dataset
+from medbench.plugins import Registry
+from medbench.pools import NO_LABEL, SourceSet, all_classes, source_set, test_pool, unreachable
+from medbench.protocols import Fractions, Protocol
 
 
 @dataclass(frozen=True)
@@ -148,9 +41,31 @@ class Target:
         return self.opened.name + (f"@{self.site}" if self.site else "")
 
     @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.protocol.task_kind == "multilabel"
+
+    @property
+    def n_way(self) -> int:
+        """How many classes (or labels) a task asks about."""
+        return len(self.opened.dataset.info.label_names) if self.multilabel else self.shape.way
+
+    @property
     def id(self) -> str:
         """Dataset, site, way and shot: ``medmnist/retina:5w1s``."""
-        return f"{self.dataset_id}:{self.shape.way}w{self.shape.shot}s"
+        return f"{self.dataset_id}:{self.n_way}w{self.shape.shot}s"
+
+    def support_labels(self, block: Block) -> NDArray[Any]:
+        """Labels ``(n, n_support)`` of a block, or ``(n, n_support, n_labels)`` of 0 and 1."""
+        if self.multilabel:
+            return self.opened.dataset.labels[block.support].astype(np.int64)
+        return np.broadcast_to(block.support_labels, block.support.shape)
+
+    def query_labels(self, block: Block) -> NDArray[Any]:
+        """As `support_labels`, of the queries."""
+        if self.multilabel:
+            return self.opened.dataset.labels[block.query].astype(np.int64)
+        return block.query_labels
 
     @property
     def episode_key(self) -> str:
@@ -216,7 +131,8 @@ def resolve(
         way = pool.n_classes if protocol.way == "all" else protocol.way
         for shot in shots or protocol.shots:
             shape = Shape(way, shot, protocol.queries)
-            trouble = pool.problem(shape, opened_set.dataset.info.label_names)
+            names = opened_set.dataset.info.label_names
+            trouble = unreachable(opened_set, pool) or pool.problem(shape, (*names, NO_LABEL))
             if way < 2:
                 trouble = f"there is {way} class with images, and a task needs two"
             if trouble:
@@ -257,7 +173,12 @@ def _open_all(
                 raise ProtocolError(f"protocol {protocol.name}: dataset {ref.name}: {reason}.")
             left_out.append(f"{ref.name} ({reason})")
             continue
-        if info.task_kind != protocol.task_kind:
+        # Where images have several labels, what is meta-trained on has one label an image.
+        serves = {
+            protocol.task_kind,
+            *(["classification"] if protocol.task_kind == "multilabel" else []),
+        }
+        if info.task_kind not in serves:
             raise ProtocolError(
                 f"protocol {protocol.name} is for {protocol.task_kind}, and dataset {ref.name} is "
                 f"{info.task_kind}."
@@ -285,31 +206,34 @@ def _within_dataset(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
     for opened in datasets:
         train, val, test = _class_split(protocol, opened)
         everything = np.arange(len(opened.dataset.labels))
-        source = _source(protocol, opened, None, everything, train, val)
+        source = source_set(protocol, opened, None, everything, train, val)
         groups.append(
-            (opened, None, _test_pool(opened, everything, test), [source] if source else [])
+            (opened, None, test_pool(opened, everything, test), [source] if source else [])
         )
         _require_source(protocol, groups[-1])
     return groups
 
 
 def _cross_domain(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
-    every = {id(d): _all_classes(d) for d in datasets}
+    every = {id(d): all_classes(d) for d in datasets}
     sources = {
-        id(d): _source(protocol, d, None, np.arange(len(d.dataset.labels)), every[id(d)], None)
+        id(d): source_set(protocol, d, None, np.arange(len(d.dataset.labels)), every[id(d)], None)
         for d in datasets
+        if d.dataset.info.task_kind == "classification"
     }
     groups: list[Group] = []
     for held_out in datasets:
+        if held_out.dataset.info.task_kind != protocol.task_kind:
+            continue
         domain = held_out.dataset.info.domain
         kept = [
             source
             for d in datasets
-            for source in [sources[id(d)]]
+            for source in [sources.get(id(d))]
             if source is not None and d is not held_out and d.dataset.info.domain != domain
         ]
         everything = np.arange(len(held_out.dataset.labels))
-        pool = _test_pool(held_out, everything, every[id(held_out)])
+        pool = test_pool(held_out, everything, every[id(held_out)])
         groups.append((held_out, None, pool, kept))
         _require_source(protocol, groups[-1])
     return groups
@@ -325,17 +249,17 @@ def _leave_one_site_out(protocol: Protocol, datasets: list[Opened]) -> list[Grou
                 f"protocol {protocol.name} leaves one site out, and dataset {opened.name} names "
                 f"{len(names)} sites; it needs at least two."
             )
-        every = _all_classes(opened)
+        every = all_classes(opened)
         by_site = [np.flatnonzero(dataset.sites == i) for i in range(len(names))]
         for i, site in enumerate(names):
             kept = [
                 source
                 for j, other in enumerate(names)
                 if j != i
-                for source in [_source(protocol, opened, other, by_site[j], every, None)]
+                for source in [source_set(protocol, opened, other, by_site[j], every, None)]
                 if source is not None
             ]
-            groups.append((opened, site, _test_pool(opened, by_site[i], every), kept))
+            groups.append((opened, site, test_pool(opened, by_site[i], every), kept))
     if protocol.targets is None:
         for group in groups:
             _require_source(protocol, group)
@@ -379,103 +303,3 @@ def _class_split(protocol: Protocol, opened: Opened) -> tuple[list[int], list[in
         )
     split = info.class_splits[wanted]
     return list(split.train), list(split.val), list(split.test)
-
-
-def _all_classes(opened: Opened) -> list[int]:
-    return list(range(len(opened.dataset.info.label_names)))
-
-
-def _test_pool(opened: Opened, among: Ints, classes: Sequence[int]) -> Pool:
-    """Support from train images and queries from test images; from all, where none are told."""
-    dataset = opened.dataset
-    patients = dataset.patients
-    if dataset.splits is None:
-        filled = [(c, m) for c, m in _by_class(dataset, among, classes) if len(m)]
-        return Pool([m for _, m in filled], None, patients, [c for c, _ in filled])
-    support = _by_class(dataset, among[dataset.splits[among] == TRAIN], classes)
-    query = _by_class(dataset, among[dataset.splits[among] == TEST], classes)
-    kept = [(c, s, q) for (c, s), (_, q) in zip(support, query, strict=True) if len(s) or len(q)]
-    return Pool([s for _, s, _ in kept], [q for _, _, q in kept], patients, [c for c, _, _ in kept])
-
-
-def _source(
-    protocol: Protocol,
-    opened: Opened,
-    site: str | None,
-    among: Ints,
-    classes: Sequence[int],
-    val_classes: Sequence[int] | None,
-) -> SourceSet | None:
-    """A source set, or None when too little is left for tasks of the training shape.
-
-    With `val_classes` validation tasks come from other classes; otherwise from the same classes,
-    with support from train images and queries from val images.
-    """
-    dataset, shape = opened.dataset, protocol.train
-    if dataset.splits is not None:
-        train_side = among[dataset.splits[among] == TRAIN]
-        val_side = among[dataset.splits[among] == VAL]
-    elif val_classes:
-        train_side = val_side = among
-    else:
-        held = _held_out(dataset, among)
-        train_side, val_side = among[~held], among[held]
-    need = shape.shot + shape.query
-    filled = [(c, m) for c, m in _by_class(dataset, train_side, classes) if len(m) >= need]
-    if len(filled) < 2:
-        return None
-    train_pool = Pool([m for _, m in filled], None, dataset.patients, [c for c, _ in filled])
-    train_shape = Shape(min(shape.way, len(filled)), shape.shot, shape.query)
-    if train_pool.problem(train_shape):
-        return None
-    val_pool = _validation(dataset, train_side, val_side, filled, val_classes, shape)
-    return SourceSet(opened, site, train_pool, val_pool, train_shape)
-
-
-def _validation(
-    dataset: Dataset,
-    train_side: Ints,
-    val_side: Ints,
-    filled: list[tuple[int, Ints]],
-    val_classes: Sequence[int] | None,
-    shape: Any,
-) -> Pool | None:
-    if val_classes:
-        both = train_side if dataset.splits is None else np.union1d(train_side, val_side)
-        pairs = [
-            (c, m)
-            for c, m in _by_class(dataset, both, val_classes)
-            if len(m) >= shape.shot + shape.query
-        ]
-        pool = Pool([m for _, m in pairs], None, dataset.patients, [c for c, _ in pairs])
-    else:
-        asked = dict(_by_class(dataset, val_side, [c for c, _ in filled]))
-        pairs = [(c, m) for c, m in filled if len(asked[c])]
-        pool = Pool(
-            [m for _, m in pairs],
-            [asked[c] for c, _ in pairs],
-            dataset.patients,
-            [c for c, _ in pairs],
-        )
-    return pool if pool.fit(Shape(shape.way, shape.shot, shape.query)) else None
-
-
-def _held_out(dataset: Dataset, among: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """A fifth of the images for validation, whole patients together, chosen by hash."""
-    group = among if dataset.patients is None else dataset.patients[among]
-    threshold = int(_VALIDATION_SHARE * 2**63)
-    share = {int(g): derive_seed("validation", int(g)) < threshold for g in np.unique(group)}
-    return np.array([share[int(g)] for g in group], dtype=bool)
-
-
-def _by_class(dataset: Dataset, among: Ints, classes: Sequence[int]) -> list[tuple[int, Ints]]:
-    """The images of each class, ascending, from one sort rather than a scan a class."""
-    labels = dataset.labels[among]
-    order = np.argsort(labels, kind="stable")
-    ranked = labels[order]
-    starts = np.searchsorted(ranked, classes, side="left")
-    ends = np.searchsorted(ranked, classes, side="right")
-    return [
-        (int(c), np.sort(among[order[a:b]]).astype(np.int64))
-        for c, a, b in zip(classes, starts, ends, strict=True)
-    ]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from medbench.api import Algorithm, Budget, Place, derive_seed
 from medbench.backbones import build_backbone, load_weights
 from medbench.config import AlgorithmRef, BackboneRef
 from medbench.embed import weights_digest
+from medbench.episodes import Block
 from medbench.episodes import digest as episodes_digest
 from medbench.errors import (
     ContractError,
@@ -39,17 +41,19 @@ from medbench.files import atomic, locked, write_json
 from medbench.jobs import STAGE_BEGAN, WAITING, Folders, Job, header, now, write_failure
 from medbench.lanes import Bench, Lanes
 from medbench.measure import PeakMemory, clock, hardware, pick_device, versions
+from medbench.multilabel import BinaryRelevance
 from medbench.plan import adapt_params, train_params
 from medbench.plugins import Entry, load_factory, registry, resolve_params
 from medbench.protocols import load_protocol
 from medbench.records import write_record
 from medbench.source import TaskSource
-from medbench.tasks import resolve
+from medbench.tasks import Target, resolve
 from medbench.training import Progress, Run
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 Stage = Callable[[str], None]
+Scores = NDArray[np.float64]
 
 
 def execute(job: Job, out: Path, place: Place, threads: int, progress: Progress) -> None:
@@ -243,6 +247,12 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
             f"The episodes of {target.id} are not those that were planned: the data changed "
             "while the suite was running. Run it again."
         )
+    traits = bench.entry.spec.traits
+    if target.protocol.task_kind not in traits.task_kinds:
+        raise Unavailable(
+            f"{bench.entry.name} does {', '.join(traits.task_kinds)}, and protocol "
+            f"{target.protocol.name} asks for {target.protocol.task_kind}."
+        )
     learned, training = _learned(job, folders)
     backbone = bench.backbone
     own = {k: v for k, v in learned.items() if k.startswith("backbone.")}
@@ -259,6 +269,9 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
         )
     enter("prepare")
     algorithm.prepare(backbone, rest)
+    if target.multilabel:
+        dims = 1 if traits.works_on == "features" else 3
+        algorithm = BinaryRelevance(algorithm, batched=traits.batched, image_dims=dims)
     lanes = Lanes(bench, algorithm, block, folders.features)
     progress(WAITING, "waiting for the cost lane")
     # Two cost lanes at once would time each other; other lanes may still run beside this one, and
@@ -276,7 +289,7 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
     enter("check")
     costs["lanes_agree"] = lanes.compare(scores, cost_scores)
     enter("score")
-    measured = metrics.classification(scores, block.query_labels)
+    measured = _measured(target, block, scores)
     enter("save")
     data = header(job) | {
         "status": "ok",
@@ -287,10 +300,10 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
         "costs": costs,
         "training": training,
         "traits": {
-            "works_on": bench.entry.spec.traits.works_on,
-            "transductive": bench.entry.spec.traits.is_transductive(bench.params),
-            "adapts": bench.entry.spec.traits.adapts,
-            "deterministic": bench.entry.spec.traits.deterministic,
+            "works_on": traits.works_on,
+            "transductive": traits.is_transductive(bench.params),
+            "adapts": traits.adapts,
+            "deterministic": traits.deterministic,
         },
         "overlap": _overlap(bench, job),
         "licences": _licences(bench),
@@ -307,6 +320,17 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
         "created": now(),
     }
     write_record(folders.record(job), data, measured)
+
+
+def _measured(target: Target, block: Block, scores: Scores) -> dict[str, Scores]:
+    """Every metric of every episode; the only place where scores meet the queries' labels."""
+    labels = target.query_labels(block)
+    if target.multilabel:
+        return metrics.multilabel(scores, labels)
+    found = metrics.classification(scores, labels)
+    if target.opened.dataset.info.ordinal:
+        found |= metrics.ordinal(scores, labels, block.classes)
+    return found
 
 
 def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

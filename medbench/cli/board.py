@@ -8,14 +8,14 @@ import click
 
 from medbench.leaderboard.render import FORMATS, render
 from medbench.leaderboard.table import build_board
-from medbench.metrics import METRICS
+from medbench.metrics import ALL_METRICS
 from medbench.records import find_records
 
 
 @click.command("leaderboard")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("--metric", type=click.Choice(METRICS), default="accuracy", show_default=True)
+@click.option("--metric", type=click.Choice(ALL_METRICS), default="accuracy", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file.")
 def leaderboard_command(folders: tuple[Path, ...], form: str, metric: str, out: Path | None) -> int:
     """Show a leaderboard from the records in FOLDERS (outputs of runs).

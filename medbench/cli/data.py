@@ -34,7 +34,7 @@ def _parse(params: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List the datasets, and which of them are here."""
-    from medbench.tasks import default_place, open_dataset
+    from medbench.opened import default_place, open_dataset
 
     place = default_place()
     rows = []
@@ -72,7 +72,7 @@ def get(names: tuple[str, ...], params: tuple[str, ...]) -> None:
       medbench data get medmnist/retina medmnist/blood
       medbench data get medmnist/path --param size=64
     """
-    from medbench.tasks import default_place
+    from medbench.opened import default_place
 
     place = default_place()
     if place.data is None:
@@ -102,7 +102,7 @@ def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> Non
     """
     import numpy as np
 
-    from medbench.tasks import default_place, open_dataset
+    from medbench.opened import default_place, open_dataset
 
     place = default_place()
     reports = []

@@ -46,7 +46,7 @@ def doctor_command() -> None:
             f"torch or torchvision does not import ({type(error).__name__}: {error}); install "
             "both anew, from one source: pip install --force-reinstall torch torchvision"
         )
-    from medbench.tasks import default_place
+    from medbench.opened import default_place
 
     try:
         place = default_place()
@@ -71,8 +71,8 @@ def doctor_command() -> None:
 
 def _data(trouble: list[str]) -> None:
     from medbench.errors import DataMissing
+    from medbench.opened import default_place, open_dataset
     from medbench.protocols import DatasetRef
-    from medbench.tasks import default_place, open_dataset
 
     place = default_place()
     here, missing = [], 0

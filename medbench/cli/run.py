@@ -18,10 +18,10 @@ from medbench.config import Suite, bundled_suites, load_suite
 from medbench.engine.local import Event, Interrupted, Outcome, run_plan
 from medbench.errors import MedbenchError, UsageError
 from medbench.jobs import Folders, Job, cell_state, training_state
+from medbench.opened import default_place
 from medbench.plan import Plan, build_plan, differences
 from medbench.plugins import registry
 from medbench.records import read_record
-from medbench.tasks import default_place
 
 _TELL_EVERY_S = 30.0
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from medbench.cli.catalogue import catalogue
 from medbench.errors import UsageError, did_you_mean
 from medbench.plugins import KINDS, Entry, registry
 
@@ -18,8 +19,15 @@ _KINDS = (*KINDS, "suites")
 @click.command("list")
 @click.argument("kind", type=click.Choice(_KINDS), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_command(kind: str | None, as_json: bool) -> None:
+@click.option("--markdown", is_flag=True, help="Print the page of methods (KIND algorithms only).")
+def list_command(kind: str | None, as_json: bool, markdown: bool) -> None:
     """List what is registered, of one KIND or of every kind."""
+    if markdown:
+        if kind != "algorithms":
+            raise UsageError("--markdown prints the page of methods: medbench list algorithms.")
+        entries = registry().entries["algorithms"].values()
+        click.echo(catalogue(e.spec for e in entries), nl=False)
+        return
     found = {k: _rows(k) for k in ([kind] if kind else _KINDS)}
     if as_json:
         click.echo(json.dumps(found[kind] if kind else found, indent=1, default=str))
@@ -160,6 +168,7 @@ def _describe(entry: Entry) -> str:
     if entry.kind == "algorithms":
         traits = spec.traits
         facts["works on"] = traits.works_on
+        facts["task kinds"] = ", ".join(traits.task_kinds)
         facts["adapts"] = traits.adapts
         facts["meta-trains"] = "yes" if traits.meta_trains else "no"
         facts["transductive"] = (

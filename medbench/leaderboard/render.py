@@ -19,9 +19,12 @@ _NAMES = {
     "f1": "macro F1",
     "nll": "NLL",
     "ece": "ECE",
+    "average_precision": "mean AP",
+    "grade_error": "grade error",
+    "kappa": "weighted kappa",
 }
 # Printed as they are; the others are shares, printed in per cent.
-_RAW = ("nll",)
+_RAW = ("nll", "grade_error", "kappa")
 
 
 def render(board: Board, form: str) -> str:

@@ -235,6 +235,13 @@ SYNTHETIC = DatasetSpec(
         Parameter("size", 28, "edge length in pixels", "int", minimum=16, maximum=512),
         Parameter("images_per_class", 60, "images of each class", "int", minimum=8, maximum=10000),
         Parameter("n_classes", 30, "classes", "int", minimum=6, maximum=30),
+        Parameter(
+            "labels",
+            "classes",
+            "one class an image, or its two findings as labels of their own (multilabel)",
+            "str",
+            choices=("classes", "findings"),
+        ),
         Parameter("seed", 0, "everything is drawn from it", "int", minimum=0, maximum=2**62),
     ),
 )

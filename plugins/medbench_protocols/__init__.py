@@ -8,11 +8,13 @@ _SUMMARIES = {
     "synthetic-classes": "Made-up blood cells, unseen cell types; offline",
     "synthetic-cross": "Made-up images, one imaging domain held out; offline",
     "synthetic-sites": "Made-up blood cells, one laboratory held out; offline",
+    "synthetic-findings": "Made-up radiographs, several findings an image (multilabel); offline",
     "omniglot-5w1s": "Omniglot, 5-way 1-shot, unseen characters (Vinyals split)",
     "omniglot-5w5s": "Omniglot, 5-way 5-shot, unseen characters (Vinyals split)",
     "omniglot-20w1s": "Omniglot, 20-way 1-shot, unseen characters (Vinyals split)",
     "omniglot-20w5s": "Omniglot, 20-way 5-shot, unseen characters (Vinyals split)",
     "medmnist-cross": "MedMNIST 2-D sets, one held-out dataset at a time",
+    "medmnist-findings": "ChestMNIST, 14 findings (multilabel), meta-train on other domains",
     "wbc-sites": "White blood cells, one held-out laboratory at a time",
 }
 

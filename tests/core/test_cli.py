@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +121,15 @@ def test_plugins_lists_hooks_times_and_faults(call, distribute):
     assert "medbench_algorithms" in out
     assert "LEFT OUT  bad 1.0" in out
     assert "Traceback" in json.loads(call("plugins", "--json")[1])["faults"][0]["detail"]
+
+
+def test_the_page_of_methods_is_what_the_specs_say(call, monkeypatch):
+    monkeypatch.setenv("MEDBENCH_PLUGINS", "")
+    code, page, _ = call("list", "algorithms", "--markdown")
+    committed = Path(__file__).parents[2] / "docs" / "methods.md"
+    assert code == 0
+    assert page == committed.read_text(encoding="utf-8"), (
+        "docs/methods.md is stale: medbench list algorithms --markdown > docs/methods.md"
+    )
+    assert "MEDBENCH" not in page
+    assert call("list", "datasets", "--markdown")[0] == 2

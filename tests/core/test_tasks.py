@@ -20,6 +20,8 @@ class Made(Dataset):
     def __init__(self, n_classes=4, per_class=40, splits=True, sites=0, patients=False, **info):
         n = n_classes * per_class
         self.labels = np.repeat(np.arange(n_classes), per_class)
+        if info.get("task_kind") == "multilabel":
+            self.labels = np.eye(n_classes, dtype=np.uint8)[self.labels]
         if splits:
             self.splits = np.tile(np.array([0, 0, 1, 2], np.uint8), n // 4)
         if sites:
@@ -71,7 +73,7 @@ def registered(monkeypatch):
 
             return open_it
 
-        monkeypatch.setattr("medbench.tasks.load_factory", factory)
+        monkeypatch.setattr("medbench.opened.load_factory", factory)
         return registry
 
     return make

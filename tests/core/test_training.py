@@ -9,9 +9,10 @@ from torch import nn
 
 from medbench.api import Budget, InputSpec
 from medbench.errors import ContractError, NonFinite, ProtocolError
+from medbench.opened import default_place
 from medbench.protocols import Protocol
 from medbench.source import TaskSource
-from medbench.tasks import default_place, resolve
+from medbench.tasks import resolve
 from medbench.training import Run
 
 CPU = torch.device("cpu")

@@ -336,3 +336,33 @@ def test_a_folder_that_vanishes_stops_the_run_and_fails_no_cell(suite, tmp_path)
     assert run.returncode == 2, told
     assert "or is gone" in told
     assert not list(out.glob("records/*"))
+
+
+def test_several_findings_an_image_are_asked_of_two_class_methods_and_refused_by_others(
+    suite, tmp_path
+):
+    path = tmp_path / "findings.yaml"
+    suite()
+    path.write_text(
+        "name: findings\n"
+        "protocols: [{name: synthetic-findings, shots: [1], episodes: 12, cost_episodes: 3}]\n"
+        "backbones: [{name: conv4, params: {width: 8}}]\n"
+        "algorithms: [linear-probe, {name: anil, budget: {episodes: 4}}, toy/mean]\n"
+        "seeds: [0]\n"
+    )
+    out = tmp_path / "out"
+    medbench("run", path, "--out", out, "--workers", 2, code=1)
+    found = {k.split()[0]: v for k, v in records(out).items()}
+    assert found["toy/mean"]["status"] == "unavailable"
+    assert (
+        "toy/mean does classification, and protocol synthetic-findings asks for multilabel"
+        in (found["toy/mean"]["failure"]["error"])
+    )
+    for name in ("linear-probe", "anil"):
+        assert found[name]["status"] == "ok"
+        assert found[name]["cell"]["way"] == 11
+        assert 0.4 < found[name]["summary"]["auroc"] < 1
+        assert found[name]["costs"]["lanes_agree"] == 1.0
+    assert found["linear-probe"]["costs"]["parameters_adapted"] == 11 * (2 * 8 + 2)
+    shown = medbench("leaderboard", out, "--metric", "average_precision").stdout
+    assert "mean AP" in shown

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from medbench.api import Parameter, Stage
+from medbench.api import Parameter, Stage, TaskKind
 
 LICENCE: Final = "Apache-2.0"
+# What medbench can ask of any method that tells two classes apart, label by label.
+WITH_FINDINGS: Final[tuple[TaskKind, ...]] = ("classification", "multilabel")
 SUPERVISED_TRAINER: Final = "medbench_algorithms.common.pretrain:Supervised"
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def open_synthetic(
     size: int = 28,
     images_per_class: int = 60,
     n_classes: int = 30,
+    labels: str = "classes",
     seed: int = 0,
 ) -> Synthetic:
     """The set ``synthetic:DOMAIN``. Raises `DataError` for a domain there is not."""
@@ -68,6 +70,7 @@ def open_synthetic(
         size=size,
         images_per_class=images_per_class,
         n_classes=n_classes,
+        labels=labels,
         seed=seed,
     )
 
@@ -76,7 +79,8 @@ class Synthetic(Dataset):
     """Images painted when they are read; nothing is on disk.
 
     Classes are pairs of a form and a pattern; the class split ``default`` tests pairs that are new
-    of forms and patterns that are not. Each patient has three or four images of one class, at one
+    of forms and patterns that are not. With ``labels`` = ``findings`` an image has both as labels
+    of their own, which makes the set multilabel: two of eleven are true of each image. Each patient has three or four images of one class, at one
     site; image splits keep patients apart.
     """
 
@@ -88,6 +92,7 @@ class Synthetic(Dataset):
         size: int = 28,
         images_per_class: int = 60,
         n_classes: int = 30,
+        labels: str = "classes",
         seed: int = 0,
     ) -> None:
         if domain not in DOMAINS or size < 16 or not 6 <= n_classes <= 30 or images_per_class < 8:
@@ -97,7 +102,7 @@ class Synthetic(Dataset):
                 f"{', '.join(DOMAINS)}, size >= 16, at least 8 images and 6...30 classes."
             )
         self._domain = DOMAINS[domain]
-        self._key = ("synthetic", GENERATOR, domain, size, images_per_class, n_classes, seed)
+        self._key: tuple[object, ...] = ("synthetic", GENERATOR, domain, size, images_per_class, n_classes, seed)
         self._seed = derive_seed("synthetic", domain, seed)
         self._size = size
         n = n_classes * images_per_class
@@ -130,6 +135,8 @@ class Synthetic(Dataset):
                 )
             },
         )
+        if labels == "findings":
+            self._ask_for_findings()
         self._block = max(1, _BLOCK_PIXELS // size**2)
         image_bytes = size**2 * names.channels
         self._n_kept = max(1, _KEPT_BYTES // (self._block * image_bytes))
@@ -139,6 +146,20 @@ class Synthetic(Dataset):
         self._file = (
             place.cache / "synthetic" / f"{combined(_source_digest(), *self._key)[:32]}.raw"
         )
+
+    def _ask_for_findings(self) -> None:
+        found = np.zeros((len(self._forms), _N_FORMS + _N_PATTERNS), np.uint8)
+        rows = np.arange(len(found))
+        found[rows, self._forms] = 1
+        found[rows, _N_FORMS + self._patterns] = 1
+        self.labels = found
+        self.info = replace(
+            self.info,
+            label_names=(*self._domain.forms, *self._domain.patterns),
+            task_kind="multilabel",
+            class_splits={},
+        )
+        self._key = (*self._key, "findings")
 
     @property
     def digest(self) -> str:
