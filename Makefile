@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
+JOBS ?= auto
 
 .PHONY: help install demo test lint types perf clean
 
@@ -28,7 +29,7 @@ demo: install
 	$(BIN)/medbench leaderboard $(OUT)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ BOARDS = sorted(p.parent for p in ROOT.glob("*/suite.yaml"))
 
 
 def test_there_are_boards():
-    assert {"medmnist-cross", "sites"} <= {b.name for b in BOARDS}
+    assert {"medmnist-cross", "omniglot", "sites"} <= {b.name for b in BOARDS}
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda b: b.name)
