@@ -90,6 +90,8 @@ class Suite(Model):
     budget: BudgetRef | None = None
     non_commercial: StrictBool = False
     cell_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    # A training that is cut short goes on from its checkpoint, but only when asked to.
+    training_timeout_s: Annotated[float, Field(gt=0)] = 172800.0
 
     @model_validator(mode="after")
     def _distinct(self) -> Suite:

@@ -138,7 +138,10 @@ class _Engine:
         self._registry, self._out, self._place = registry, out, place
         self._workers, self._threads, self._watch = workers, threads, watch
         self._folders = Folders(out)
-        self._timeout = plan.suite.cell_timeout_s
+        self._timeouts = {
+            "cell": plan.suite.cell_timeout_s,
+            "training": plan.suite.training_timeout_s,
+        }
         self._outcome = Outcome()
         self._running: list[_Running] = []
         self._context = multiprocessing.get_context("forkserver")
@@ -240,17 +243,18 @@ class _Engine:
             if not running.process.is_alive():
                 self._end(running)
             elif running.waiting_since is None and (
-                time.monotonic() - running.started > self._timeout
+                time.monotonic() - running.started > self._timeouts[running.job.kind]
             ):
                 _kill_group(running.process.pid)
                 running.process.join(_GRACE_S)
                 if self._missing(running.job):
-                    self._fail(
-                        running.job,
-                        "timeout",
-                        "run",
-                        f"Stopped after {self._timeout:g} s (cell_timeout_s of the suite).",
+                    kind = running.job.kind
+                    text = (
+                        f"Stopped after {self._timeouts[kind]:g} s ({kind}_timeout_s of the suite)."
                     )
+                    if kind == "training":
+                        text += " With a larger one, --retry-failed goes on from its checkpoint."
+                    self._fail(running.job, "timeout", "run", text)
                 self._end(running)
 
     def _listen(self, running: _Running) -> None:

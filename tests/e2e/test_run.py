@@ -120,6 +120,22 @@ def test_a_faulty_algorithm_becomes_a_record_and_takes_no_other_with_it(suite, t
     assert "timeout" in status
 
 
+def test_a_training_that_runs_out_of_time_goes_on_from_its_checkpoint(suite, tmp_path):
+    calm, out = tmp_path / "calm", tmp_path / "short"
+    path = suite("toy/slow-training", budget="{episodes: 150}", training_timeout_s=15)
+    medbench("run", path, "--out", calm, "--only", "3w1s", "--set", "training_timeout_s=600")
+    slow = {"TOY_SLEEP": "0.3", "MEDBENCH_CHECKPOINT_S": "0.2"}
+    medbench("run", path, "--out", out, "--only", "3w1s", code=3, **slow)
+    (record,) = records(out).values()
+    assert record["status"] == "timeout"
+    assert "15 s (training_timeout_s" in record["error"]
+    longer = ("--retry-failed", "--set", "training_timeout_s=600")
+    medbench("run", path, "--out", out, "--only", "3w1s", *longer)
+    (record,) = records(out).values()
+    assert record["training"]["resumed_at"]
+    assert scores(out) == scores(calm)
+
+
 def test_children_that_a_plugin_leaves_behind_die_with_it(suite, tmp_path):
     mark = tmp_path / "pid"
     text = "{name: toy/children, params: {file: " + str(mark) + "}}"
@@ -356,7 +372,7 @@ def test_several_findings_an_image_are_asked_of_two_class_methods_and_refused_by
     assert found["toy/mean"]["status"] == "unavailable"
     assert (
         "toy/mean does classification, and protocol synthetic-findings asks for multilabel"
-        in (found["toy/mean"]["failure"]["error"])
+        in (found["toy/mean"]["error"])
     )
     for name in ("linear-probe", "anil"):
         assert found[name]["status"] == "ok"
