@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from medbench.api import Algorithm, Backbone, Budget, InputSpec, Support, Task, derive_seed
+from medbench_backbones.timm_family import TimmBackbone
 
 SIZE = 16
 
@@ -42,7 +44,11 @@ class StripesSource:
         query_labels = query_labels[torch.randperm(len(query_labels), generator=generator)]
         images = stripes(classes[torch.cat([labels, query_labels])], generator)
         n = len(labels)
-        return Task(Support(images[:n], labels, self.way, (7,)), images[n:], query_labels)
+        return Task(
+            Support(images[:n], labels, self.way, (derive_seed("adapt", *name),)),
+            images[n:],
+            query_labels,
+        )
 
     def tasks(self, step: int, count: int = 1) -> list[Task]:
         return [self.task("train", step, i) for i in range(count)]
@@ -119,6 +125,25 @@ class SmallConv(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.feature_map(images).flatten(1)
+
+
+def small_vit(width: int = 12, depth: int = 2) -> TimmBackbone:
+    """A Vision Transformer of two blocks, far enough from timm's start for blocks to matter."""
+    torch.manual_seed(4)
+    model = timm.models.VisionTransformer(
+        img_size=SIZE,
+        patch_size=4,
+        in_chans=1,
+        num_classes=0,
+        embed_dim=width,
+        depth=depth,
+        num_heads=2,
+        mlp_ratio=2,
+    )
+    for p in model.parameters():
+        p.data.add_(0.1 * torch.randn(p.shape))
+    spec = InputSpec(size=SIZE, channels=1, mean=(0.0,), std=(1.0,))
+    return TimmBackbone(model.eval(), spec, width)
 
 
 @pytest.fixture(autouse=True)

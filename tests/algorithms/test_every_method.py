@@ -20,7 +20,7 @@ from torch import Tensor
 from medbench.api import Algorithm, AlgorithmSpec, Backbone, Support, derive_seed
 from medbench_algorithms import medbench_algorithms
 
-from .conftest import FakeRun, SmallConv, StripesSource, stripes
+from .conftest import FakeRun, SmallConv, StripesSource, small_vit, stripes
 
 SPECS = {spec.name: spec for spec in medbench_algorithms()}
 N_WAY, N_EPISODES, N_QUERY = 3, 4, 9
@@ -32,18 +32,87 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "simpleshot": {"none": {"normalize": "none"}, "l2": {"normalize": "l2"}},
     "nearest-neighbour": {"cosine": {"metric": "cosine"}, "3": {"k": 3}, "99": {"k": 99}},
     "linear-probe": {"l2": {"normalize": "l2", "C": 10.0}},
-    "maml": {"support": {"batch_norm": "support", "head": "shared"}},
-    "anil": {"support": {"batch_norm": "support", "head": "shared"}},
+    "matching-networks": {
+        "fce": {"fce": True},
+        "fce2": {"fce": True, "fce_steps": 2},
+        "100": {"scale": 100.0},
+    },
+    "nearest-centroid": {"cosine": {"distance": "cosine"}},
+    "dsn": {"1": {"subspace_dim": 1, "temperature": 3.0}},
+    "simple-cnaps": {"beta": {"beta": 0.01}},
+    "metaoptnet": {"ridge": {"head": "ridge"}},
+    "r2d2": {"logistic": {"head": "logistic"}},
+    "full-fine-tuning": {"prototype": {"head": "prototype"}},
+    "lora": {"qkvo": {"target": "qkvo"}},
+    "adapters": {"adaptformer": {"kind": "adaptformer"}},
+    "deepemd": {"sinkhorn": {"solver": "sinkhorn"}},
+    "deepbdc": {"reduced": {"reduce_dim": 4}},
+    "frn": {"rescale": {"rescale": True}},
+    "rfs": {"plain": {"generations": 0}},
+    "mixup-support": {"cutmix": {"mix": "cutmix"}},
+    **{
+        name: {"support": {"batch_norm": "support", "head": "shared"}}
+        for name in ("maml", "fomaml", "anil", "meta-sgd", "maml-plus-plus", "imaml")
+    },
+    **{name: {"support": {"batch_norm": "support"}} for name in ("boil", "cavia", "reptile")},
+    "protomaml": {"query": {"batch_norm": "query"}},
+    "tim": {"adm": {"solver": "adm"}},
+    "laplacian-shot": {"unshifted": {"rectify": False}},
+    "gaussian-mixture": {"diag": {"covariance": "diag", "shared": False}},
+    "label-propagation": {"cosine": {"kernel": "cosine", "neighbours": 5}},
+    "pt-map": {"sign": {"negatives": "sign"}},
+}
+# Steps of training, where six are too few to tell classes apart at all.
+STEPS = {"relation-network": 40, "versa": 120, "tpn": 40, "cavia": 80}
+# What stands for the paper's values here: short trainings want larger rates, and fewer steps of
+# a network keep this file quick.
+_FEW = {"tune_epochs": 8}
+QUICK: dict[str, dict[str, Any]] = {
+    "versa": {"lr": 3e-3, "width": 32},
+    "cavia": {"meta_lr": 0.01, "meta_batch": 2},
+    "reptile": {"inner_steps_test": 10},
+    "tsa": {"steps": 8},
+    **dict.fromkeys(("lora", "adapters"), _FEW),
 }
 # Why scores may depend on which class has which number.
+_ROWS = "starts from random rows, one a class"
+_POSITIONS = "learns a start for every class position"
 NUMBERED_CLASSES: dict[str, str] = {
-    "baseline": "starts from random rows, one a class",
-    "maml": "learns a start for every class position",
-    "anil": "learns a start for every class position",
+    "baseline": _ROWS,
+    "baseline-plus-plus": _ROWS,
+    "negative-margin": _ROWS,
+    "s2m2": _ROWS,
+    "feature-hallucination": "draws transformations class by class",
+    "maml": _POSITIONS,
+    "fomaml": _POSITIONS,
+    "anil": _POSITIONS,
+    "boil": _POSITIONS,
+    "reptile": _POSITIONS,
+    "meta-sgd": _POSITIONS,
+    "maml-plus-plus": _POSITIONS,
+    "imaml": _POSITIONS,
+    "cavia": _POSITIONS,
+    **{f"{name}+support": _POSITIONS for name in ("boil", "cavia", "reptile")},
 }
 # Why scores may depend on the order of the support set.
-ORDERED_SUPPORT: dict[str, str] = {"baseline": "draws its batches by position"}
-BACKBONES: dict[str, Callable[[], Backbone]] = {}
+_BY_POSITION = "draws by position in the support set"
+_IN_ORDER = "its LSTM reads the support set in order"
+ORDERED_SUPPORT: dict[str, str] = {
+    "baseline": _BY_POSITION,
+    "baseline-plus-plus": _BY_POSITION,
+    "negative-margin": _BY_POSITION,
+    "s2m2": _BY_POSITION,
+    "feature-hallucination": _BY_POSITION,
+    "distribution-calibration": _BY_POSITION,
+    "mixup-support": _BY_POSITION,
+    "mixup-support+cutmix": _BY_POSITION,
+    "support-augmentation": _BY_POSITION,
+    "reptile": _BY_POSITION,
+    "reptile+support": _BY_POSITION,
+    "matching-networks+fce": _IN_ORDER,
+    "matching-networks+fce2": _IN_ORDER,
+}
+BACKBONES: dict[str, Callable[[], Backbone]] = {"lora": small_vit, "adapters": small_vit}
 
 
 @dataclass(frozen=True)
@@ -69,7 +138,8 @@ def load(path: str) -> Any:
 def ready(case: str) -> Ready:
     name, _, variant = case.partition("+")
     spec = SPECS[name]
-    given = VARIANTS[name][variant] if variant else {}
+    given = QUICK.get(name, {}) | (VARIANTS[name][variant] if variant else {})
+    assert given.keys() <= {p.name for p in spec.parameters}
     params = {p.name: given.get(p.name, p.default) for p in spec.parameters}
     stages = {p.name: p.stage for p in spec.parameters}
     apart = spec.trainer is not None
@@ -86,7 +156,8 @@ def ready(case: str) -> Ready:
                 **{k: v for k, v in params.items() if stages[k] != "adapt"}
             )
         source = StripesSource(way=N_WAY)
-        run = FakeRun(source, 6, images=6 * source.images_per_task)
+        n = STEPS.get(name, 6)
+        run = FakeRun(source, n, images=n * source.images_per_task)
         learned = trainer.meta_train(copy.deepcopy(backbone), source, run)
     own = {k[9:]: v for k, v in learned.items() if k.startswith("backbone.")}
     if own:
@@ -284,20 +355,20 @@ def test_a_query_alone_gets_its_scores_in_company_unless_declared_transductive(c
 
 @every
 def test_permuting_classes_permutes_scores(case: str) -> None:
+    if case in NUMBERED_CLASSES:
+        pytest.skip(NUMBERED_CLASSES[case])
     one = ready(case)
     support, query, _ = episodes(one)
     renamed = torch.tensor([2, 0, 1])
     scores = scores_of(one, support, query)
     permuted = scores_of(one, replace(support, labels=renamed[support.labels]), query)
-    if case.partition("+")[0] in NUMBERED_CLASSES and "+" not in case:
-        return
     assert_alike(permuted[..., renamed], scores, 1e-3)
 
 
 @every
 def test_permuting_the_support_set_changes_nothing(case: str) -> None:
-    if case.partition("+")[0] in ORDERED_SUPPORT:
-        return
+    if case in ORDERED_SUPPORT:
+        pytest.skip(ORDERED_SUPPORT[case])
     one = ready(case)
     support, query, _ = episodes(one)
     order = torch.randperm(support.labels.shape[-1], generator=torch.Generator().manual_seed(1))

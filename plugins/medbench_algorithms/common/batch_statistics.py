@@ -33,6 +33,14 @@ class FunctionalBody:
         """The weights the backbone has now, by name."""
         return dict(self.backbone.named_parameters())
 
+    def affine(self) -> list[tuple[str, str]]:
+        """Names of the scale and the shift of each BatchNorm layer that has them, in order."""
+        return [
+            (f"{name}.weight", f"{name}.bias")
+            for name, norm in self._norms().items()
+            if norm.affine
+        ]
+
     def of_batch(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Features ``(b, d)``, normalised by the statistics of these images together."""
         # Training mode updates running statistics in place: let it update copies.

@@ -26,10 +26,12 @@ class Episodic(Algorithm, ABC, Generic[Head]):
     that goes into plain classification of all source classes first (a linear classifier, thrown
     away afterwards), as in methods of two stages; a step sees as many images in either stage.
 
-    A subclass says what its head is made of (`build`) and what it predicts (`predictor`).
+    A subclass says what its head is made of (`build`) and what it predicts (`predictor`). With
+    ``freezes_backbone`` the episodes train the head alone, on features in eval mode.
     """
 
     view: ClassVar[Literal["features", "maps"]] = "features"
+    freezes_backbone: ClassVar[bool] = False
 
     def __init__(
         self, *, lr: float = 1e-3, lr_halve_every: int = 2000, pretrain_share: float = 0.0
@@ -54,6 +56,13 @@ class Episodic(Algorithm, ABC, Generic[Head]):
         """The training loss of one episode: the cross-entropy of its queries."""
         return F.cross_entropy(self.predictor(head, support).predict(query), query_labels)
 
+    def optimiser(self, head: Head, learned: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """What follows the losses; `learned` are the parameters of backbone, head and classifier.
+
+        Its learning rate is set at every step.
+        """
+        return torch.optim.Adam(learned, lr=self.lr)
+
     def embed(self, backbone: Backbone, images: Tensor) -> Tensor:
         """What the head sees of images ``(b, C, H, W)``."""
         found: Tensor = (
@@ -66,7 +75,7 @@ class Episodic(Algorithm, ABC, Generic[Head]):
         head = self.build(backbone).to(run.device)
         classifier = nn.Linear(backbone.n_features, source.n_classes).to(run.device)
         learned = [*backbone.parameters(), *head.parameters(), *classifier.parameters()]
-        optimiser = torch.optim.Adam(learned, lr=self.lr)
+        optimiser = self.optimiser(head, learned)
 
         @torch.no_grad()
         def validate(support: Support, query: Tensor) -> Tensor:
@@ -84,16 +93,19 @@ class Episodic(Algorithm, ABC, Generic[Head]):
         }
         for step in run.steps(state, images_per_step=per_step, validate=validate):
             set_lr(optimiser, self.lr * 0.5 ** (step // self.lr_halve_every))
-            backbone.train()
+            pretrains = step < n_pretraining
+            learns_features = pretrains or not self.freezes_backbone
+            backbone.train(learns_features)
             head.train()
-            if step < n_pretraining:
+            if pretrains:
                 images, labels = source.batch(step, per_step)
                 loss = F.cross_entropy(classifier(backbone(images)), labels)
             else:
                 (task,) = source.tasks(step)
                 n = len(task.support.labels)
                 # Support and query share one pass, hence one set of batch statistics.
-                both = self.embed(backbone, torch.cat([task.support.inputs, task.query]))
+                with torch.set_grad_enabled(learns_features):
+                    both = self.embed(backbone, torch.cat([task.support.inputs, task.query]))
                 support = Support(
                     both[:n], task.support.labels, task.support.n_way, task.support.seeds
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, final
 
 import torch
@@ -45,15 +46,7 @@ class Supervised:
         classifier = nn.Linear(backbone.n_features, source.n_classes).to(run.device)
         parameters = [*backbone.parameters(), *classifier.parameters()]
         optimiser = torch.optim.Adam(parameters, lr=self.lr)
-
-        @torch.no_grad()
-        def validate(support: Support, query: Tensor) -> Tensor:
-            # Nearest centroid on unit features: what suits features of this training best
-            # (Wang et al. 2019, table 1) without any state of its own.
-            backbone.eval()
-            features = F.normalize(backbone(support.inputs), dim=-1)
-            means = class_means(features, support.labels, support.n_way)
-            return -squared_distances(F.normalize(backbone(query), dim=-1), means)
+        validate = nearest_unit_centroid(backbone)
 
         state = {"backbone": backbone, "classifier": classifier, "optimiser": optimiser}
         for step in run.steps(state, images_per_step=self.batch_size, validate=validate):
@@ -61,8 +54,33 @@ class Supervised:
             images, labels = source.batch(step, self.batch_size)
             loss = F.cross_entropy(classifier(backbone(images)), labels)
             descend(loss, optimiser, run)
-        learned = {k: v for k, v in run.best().items() if k.startswith("backbone.")}
-        return {**learned, **source_statistics(backbone, source)}
+        return pretrained(backbone, source, run)
+
+
+def nearest_unit_centroid(backbone: Backbone) -> Callable[[Support, Tensor], Tensor]:
+    """How pretrained features are judged at validation tasks: by nearest centroid, unit length.
+
+    That suits features of plain classification best (Wang et al. 2019, table 1) and has no state
+    of its own.
+    """
+
+    @torch.no_grad()
+    def validate(support: Support, query: Tensor) -> Tensor:
+        backbone.eval()
+        features = F.normalize(backbone(support.inputs), dim=-1)
+        means = class_means(features, support.labels, support.n_way)
+        return -squared_distances(F.normalize(backbone(query), dim=-1), means)
+
+    return validate
+
+
+def pretrained(backbone: Backbone, source: Source, run: TrainingRun) -> dict[str, Tensor]:
+    """What a pretraining hands on: the best state of the backbone, and `source_statistics` of it.
+
+    Whatever else the training learned (classifiers, teachers) is dropped.
+    """
+    learned = {k: v for k, v in run.best().items() if k.startswith("backbone.")}
+    return {**learned, **source_statistics(backbone, source)}
 
 
 @torch.no_grad()

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medbench.api import Support
-from medbench_algorithms.common.batch_statistics import FunctionalBody
-from medbench_algorithms.optimisation.episodic_head import EpisodicHead
-from medbench_algorithms.optimisation.gradient_based import (
-    Adapted,
-    GradientBased,
-)
+from medbench_algorithms.optimisation.adapted import Adapted
+from medbench_algorithms.optimisation.gradient_based import PlainStart, Start
 from medbench_algorithms.optimisation.inner_loop import descend_inner
 
 
 @final
-class ANIL(GradientBased):
+class ANIL(PlainStart):
     """MAML whose inner loop adapts the head alone; the body is learned in the outer loop only.
 
     Section 4 of the paper; settings as in MAML, which it follows. The body keeps its weights in
@@ -28,17 +24,11 @@ class ANIL(GradientBased):
     """
 
     def fit(
-        self,
-        body: FunctionalBody,
-        head: EpisodicHead,
-        support: Support,
-        n_steps: int,
-        *,
-        second_order: bool,
+        self, start: Start[nn.Identity], support: Support, n_steps: int, *, second_order: bool
     ) -> Adapted:
         """Adapt the head on the body's features of the support images."""
-        weights = body.parameters()
-        features = body.of_batch(weights, support.inputs)
+        weights = start.body.parameters()
+        features = start.body.of_batch(weights, support.inputs)
         # First order takes gradients as constants, so the inner steps need no graph of the body.
         features = features if second_order else features.detach()
 
@@ -47,10 +37,11 @@ class ANIL(GradientBased):
             return F.cross_entropy(F.linear(features, weight, bias), support.labels)
 
         weight, bias = descend_inner(
-            loss, head.rows(support.n_way), self.inner_lr, n_steps, second_order=second_order
+            loss, start.head.rows(support.n_way), self.inner_lr, n_steps, second_order=second_order
         )
         return Adapted(weights, weight, bias)
 
-    def count_adapted(self, adapted: Adapted) -> int:
+    def count_adapted(self, start: Start[nn.Identity], adapted: Adapted) -> int:
         """The head's rows."""
+        del start
         return adapted.weight.numel() + adapted.bias.numel()

@@ -1,61 +1,43 @@
-"""What MAML and ANIL have in common: the outer loop, and prediction with adapted weights."""
+"""What MAML's family has in common: the outer loop, and prediction with adapted weights."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Generic, Literal, TypeVar, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medbench.api import Algorithm, Backbone, ContractError, Predictor, Source, Support, TrainingRun
-from medbench_algorithms.common.batch_statistics import FunctionalBody, Statistics
+from medbench.api import Algorithm, Backbone, ContractError, Source, Support, Task, TrainingRun
+from medbench_algorithms.common.batch_statistics import FunctionalBody
+from medbench_algorithms.common.training import set_lr
+from medbench_algorithms.optimisation.adapted import Adapted, AdaptedNetwork
 from medbench_algorithms.optimisation.episodic_head import EpisodicHead
 
 BatchNorm = Literal["query", "support"]
 HeadKind = Literal["auto", "per_class", "shared"]
+Parts = TypeVar("Parts", bound=nn.Module)
 
 
 @final
 @dataclass(frozen=True)
-class Adapted:
-    """Weights after the inner loop: of the body by name, and of the head."""
+class Start(Generic[Parts]):
+    """What meta-training learns: a body, a head, and what a method has besides."""
 
-    body: Mapping[str, Tensor]
-    weight: Tensor
-    bias: Tensor
+    body: FunctionalBody
+    head: EpisodicHead
+    parts: Parts
 
-
-@final
-class AdaptedNetwork(Predictor):
-    """A network whose weights an inner loop has fitted to one task.
-
-    Without ``statistics`` BatchNorm uses those of the query images it is given: a transductive
-    prediction.
-    """
-
-    def __init__(
-        self, body: FunctionalBody, adapted: Adapted, statistics: Statistics | None, n_adapted: int
-    ) -> None:
-        self.body = body
-        self.adapted = adapted
-        self.statistics = statistics
-        self.n_adapted = n_adapted
-
-    @torch.no_grad()
-    def predict(self, query: Tensor) -> Tensor:
-        """Logits ``(n_query, n_way)`` of images ``(n_query, C, H, W)``."""
-        if self.statistics is None:
-            features = self.body.of_batch(self.adapted.body, query)
-        else:
-            features = self.body.given(self.adapted.body, query, self.statistics)
-        return F.linear(features, self.adapted.weight, self.adapted.bias)
+    def weights(self, n_way: int) -> Adapted:
+        """Where the inner loop of a task with `n_way` classes starts."""
+        return Adapted(self.body.parameters(), *self.head.rows(n_way))
 
 
-class GradientBased(Algorithm, ABC):
+class GradientBased(Algorithm, ABC, Generic[Parts]):
     """Learns initial weights from which a few gradient steps on a support set solve its task.
 
     ``batch_norm`` says whose statistics BatchNorm layers use. ``query``: those of whatever batch
@@ -63,6 +45,11 @@ class GradientBased(Algorithm, ABC):
     training and test alike. ``support``: the support set's, taken with the adapted weights, for
     queries too, so that each query is predicted alone (cf. Bronskill et al. 2020, TaskNorm).
     Running statistics are neither used nor changed.
+
+    A subclass says what the inner loop does (`fit`). It may also learn more than a start (`build`),
+    make the outer gradient in another way (`accumulate`), or follow it differently (`optimiser`,
+    `meta_rate`). What changes during training is a function of the step alone, so that a resumed
+    training equals an undisturbed one.
 
     Defaults are MAML's for miniImageNet (Finn et al. 2017, appendix A.1).
     """
@@ -87,29 +74,65 @@ class GradientBased(Algorithm, ABC):
         self.inner_lr = inner_lr
         self.inner_steps = inner_steps
         self.inner_steps_test = inner_steps_test
+        # Validation must not depend on a setting of the test, which shares trainings.
+        self.inner_steps_val = inner_steps
         self.first_order = first_order
         self.head_kind: HeadKind = head
         self.batch_norm: BatchNorm = batch_norm
         self.meta_lr = meta_lr
         self.meta_batch = meta_batch
-        self._body: FunctionalBody | None = None
-        self._head: EpisodicHead | None = None
+        self._start: Start[Parts] | None = None
+
+    # --- what subclasses say ---------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, body: FunctionalBody, head: EpisodicHead) -> Parts:
+        """What is learned besides body and head, freshly initialised."""
 
     @abstractmethod
     def fit(
-        self,
-        body: FunctionalBody,
-        head: EpisodicHead,
-        support: Support,
-        n_steps: int,
-        *,
-        second_order: bool,
+        self, start: Start[Parts], support: Support, n_steps: int, *, second_order: bool
     ) -> Adapted:
         """Run the inner loop; the result depends differentiably on the start."""
 
-    @abstractmethod
-    def count_adapted(self, adapted: Adapted) -> int:
-        """How many parameters the inner loop changes."""
+    def count_adapted(self, start: Start[Parts], adapted: Adapted) -> int:
+        """How many parameters the inner loop changes: all, unless a subclass says otherwise."""
+        del start
+        body = sum(value.numel() for value in adapted.body.values())
+        return body + adapted.weight.numel() + adapted.bias.numel()
+
+    def n_rows(self, source: Source) -> int:
+        """How many rows the head learns: one for each class of a task, or one for all."""
+        per_class = self.head_kind == "per_class" or (
+            self.head_kind == "auto" and len(source.ways) == 1
+        )
+        return max(source.ways) if per_class else 1
+
+    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """What follows the outer gradient."""
+        return torch.optim.Adam(parameters, lr=self.meta_lr)
+
+    def meta_rate(self, step: int, n_steps: int) -> float:
+        """The outer learning rate of one step of `n_steps`."""
+        del step, n_steps
+        return self.meta_lr
+
+    def accumulate(self, start: Start[Parts], task: Task, progress: float) -> float:
+        """Add a task's share to the gradients of the start; returns its loss.
+
+        `progress` is the share of training that is done, from 0 to below 1.
+        """
+        loss = self.outer_loss(start, task, progress)
+        torch.autograd.backward(loss / self.meta_batch)
+        return loss.item()
+
+    def outer_loss(self, start: Start[Parts], task: Task, progress: float = 0.0) -> Tensor:
+        """The queries' cross-entropy after adaptation, as a function of the start."""
+        del progress
+        adapted = self.fit(start, task.support, self.inner_steps, second_order=not self.first_order)
+        return self.query_loss(start.body, adapted, task)
+
+    # --- the outer loop --------------------------------------------------------------------------
 
     def meta_train(self, backbone: Backbone, source: Source, run: TrainingRun) -> dict[str, Tensor]:
         """Learn the start (Finn et al. 2017, algorithms 1 and 2).
@@ -117,87 +140,93 @@ class GradientBased(Algorithm, ABC):
         Validation takes as many inner steps as training: ``inner_steps_test`` is a setting of the
         test, which must not change what is learned.
         """
-        per_class = self.head_kind == "per_class" or (
-            self.head_kind == "auto" and len(source.ways) == 1
-        )
-        n_rows = max(source.ways) if per_class else 1
-        head = EpisodicHead(backbone.n_features, n_rows).to(run.device)
+        head = EpisodicHead(backbone.n_features, self.n_rows(source)).to(run.device)
         body = FunctionalBody(backbone)
-        optimiser = torch.optim.Adam([*backbone.parameters(), *head.parameters()], lr=self.meta_lr)
+        parts = self.build(body, head).to(run.device)
+        start = Start(body, head, parts)
+        optimiser = self.optimiser(
+            [*backbone.parameters(), *head.parameters(), *parts.parameters()]
+        )
 
         def validate(support: Support, query: Tensor) -> Tensor:
             backbone.eval()
-            return self._adapt(body, head, support, self.inner_steps).predict(query)
+            return self._adapt(start, support, self.inner_steps_val).predict(query)
 
-        state = {"backbone": backbone, "head": head, "optimiser": optimiser}
+        state = {"backbone": backbone, "head": head, "parts": parts, "optimiser": optimiser}
         images = source.images_per_task * self.meta_batch
+        n_steps = max(1, math.ceil(run.budget.images / images))
         for step in run.steps(state, images_per_step=images, validate=validate):
             backbone.train()
             optimiser.zero_grad()
+            set_lr(optimiser, self.meta_rate(step, n_steps))
             total = 0.0
             # One task's graph at a time: memory does not grow with the meta-batch.
             for task in source.tasks(step, self.meta_batch):
-                loss = self.outer_loss(body, head, task.support, task.query, task.query_labels)
-                torch.autograd.backward(loss / self.meta_batch)
-                total += loss.item() / self.meta_batch
+                total += self.accumulate(start, task, step / n_steps) / self.meta_batch
             run.log(total)
             optimiser.step()
         return run.best()
 
-    def outer_loss(
-        self,
-        body: FunctionalBody,
-        head: EpisodicHead,
-        support: Support,
-        query: Tensor,
-        query_labels: Tensor,
-    ) -> Tensor:
-        """The queries' cross-entropy after adaptation, as a function of the start."""
-        adapted = self.fit(body, head, support, self.inner_steps, second_order=not self.first_order)
+    def query_loss(self, body: FunctionalBody, adapted: Adapted, task: Task) -> Tensor:
+        """The queries' cross-entropy under given weights, normalised as they will be at test."""
         if self.batch_norm == "query":
-            features = body.of_batch(adapted.body, query)
+            features = body.of_batch(adapted.body, task.query)
         else:
-            n = len(support.inputs)
-            both = torch.cat([support.inputs, query])
+            n = len(task.support.inputs)
+            both = torch.cat([task.support.inputs, task.query])
             features = body.of_first(adapted.body, both, n)[n:]
-        return F.cross_entropy(F.linear(features, adapted.weight, adapted.bias), query_labels)
+        return F.cross_entropy(F.linear(features, adapted.weight, adapted.bias), task.query_labels)
+
+    # --- use -------------------------------------------------------------------------------------
 
     def prepare(self, backbone: Backbone, learned: Mapping[str, Tensor]) -> None:
-        """Take the learned start. Raises `ContractError` when there is none."""
-        self._body = FunctionalBody(backbone)
-        self._head = EpisodicHead.from_learned(learned)
+        """Take the learned start. Raises `ContractError` when a part of it is missing."""
+        body, head = FunctionalBody(backbone), EpisodicHead.from_learned(learned)
+        parts = self.build(body, head)
+        own = {k.removeprefix("parts."): v for k, v in learned.items() if k.startswith("parts.")}
+        missing = sorted(parts.state_dict().keys() - own.keys())
+        if missing:
+            raise ContractError(
+                f"{type(self).__name__} needs what meta-training learns, and {', '.join(missing)} "
+                f"is not among {', '.join(sorted(learned))}. Meta-train it first."
+            )
+        parts.load_state_dict(own)
+        self._start = Start(body, head, parts.to(head.weight.device))
 
     def adapt(self, support: Support) -> AdaptedNetwork:
         """Run the inner loop on images ``(n_support, C, H, W)``.
 
         Raises `ContractError` for more classes than the head has learned rows for.
         """
-        if self._body is None or self._head is None:
+        if self._start is None:
             raise ContractError(f"{type(self).__name__}.adapt was called before prepare.")
-        self._head.to(support.inputs.device)
-        return self._adapt(self._body, self._head, support, self.inner_steps_test)
+        self._start.head.to(support.inputs.device)
+        self._start.parts.to(support.inputs.device)
+        return self._adapt(self._start, support, self.inner_steps_test)
 
-    def _adapt(
-        self, body: FunctionalBody, head: EpisodicHead, support: Support, n_steps: int
-    ) -> AdaptedNetwork:
+    def _adapt(self, start: Start[Parts], support: Support, n_steps: int) -> AdaptedNetwork:
         # Whoever calls may have switched gradients off, and tensors made in inference mode cannot
         # enter a graph.
         with torch.inference_mode(mode=False), torch.enable_grad():
             support = Support(
                 _usable(support.inputs), _usable(support.labels), support.n_way, support.seeds
             )
-            fitted = self.fit(body, head, support, n_steps, second_order=False)
-            adapted = Adapted(
-                {name: value.detach() for name, value in fitted.body.items()},
-                fitted.weight.detach(),
-                fitted.bias.detach(),
-            )
+            adapted = self.fit(start, support, n_steps, second_order=False).detached()
         statistics: dict[str, tuple[Tensor, Tensor]] | None = None
         if self.batch_norm == "support":
             statistics = {}
             with torch.no_grad():
-                body.of_first(adapted.body, support.inputs, len(support.inputs), statistics)
-        return AdaptedNetwork(body, adapted, statistics, self.count_adapted(adapted))
+                start.body.of_first(adapted.body, support.inputs, len(support.inputs), statistics)
+        return AdaptedNetwork(start.body, adapted, statistics, self.count_adapted(start, adapted))
+
+
+class PlainStart(GradientBased[nn.Identity], ABC):
+    """A method that learns a body and a head, and nothing besides."""
+
+    def build(self, body: FunctionalBody, head: EpisodicHead) -> nn.Identity:
+        """Nothing."""
+        del body, head
+        return nn.Identity()
 
 
 def _usable(tensor: Tensor) -> Tensor:

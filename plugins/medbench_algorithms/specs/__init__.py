@@ -5,9 +5,12 @@ from __future__ import annotations
 from medbench.api import AlgorithmSpec
 from medbench_algorithms.specs import (
     augmentation,
+    feature_maps,
     fine_tuning,
     metric,
     optimisation,
+    pretraining,
+    solvers,
     transductive,
 )
 
@@ -15,8 +18,11 @@ __all__ = ["ALL"]
 
 ALL: tuple[AlgorithmSpec, ...] = (
     *metric.SPECS,
+    *feature_maps.SPECS,
     *optimisation.SPECS,
+    *solvers.SPECS,
     *augmentation.SPECS,
     *transductive.SPECS,
     *fine_tuning.SPECS,
+    *pretraining.SPECS,
 )

@@ -73,13 +73,15 @@ def training_shape() -> tuple[Parameter, ...]:
     )
 
 
-def episodic_training(pretrain_share: float = 0.0) -> tuple[Parameter, ...]:
+def episodic_training(
+    pretrain_share: float = 0.0, lr_halve_every: int = 2000
+) -> tuple[Parameter, ...]:
     """The parameters of `common.episodic.Episodic`."""
     return (
         positive("lr", 1e-3, "Adam's learning rate", stage="train"),
         count(
             "lr_halve_every",
-            2000,
+            lr_halve_every,
             "training steps after which the learning rate is halved",
             stage="train",
         ),

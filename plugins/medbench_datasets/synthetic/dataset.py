@@ -80,8 +80,8 @@ class Synthetic(Dataset):
 
     Classes are pairs of a form and a pattern; the class split ``default`` tests pairs that are new
     of forms and patterns that are not. With ``labels`` = ``findings`` an image has both as labels
-    of their own, which makes the set multilabel: two of eleven are true of each image. Each patient has three or four images of one class, at one
-    site; image splits keep patients apart.
+    of their own, which makes the set multilabel: two of eleven are true of each image. Each patient
+    has three or four images of one class, at one site; image splits keep patients apart.
     """
 
     def __init__(
@@ -102,7 +102,15 @@ class Synthetic(Dataset):
                 f"{', '.join(DOMAINS)}, size >= 16, at least 8 images and 6...30 classes."
             )
         self._domain = DOMAINS[domain]
-        self._key: tuple[object, ...] = ("synthetic", GENERATOR, domain, size, images_per_class, n_classes, seed)
+        self._key: tuple[object, ...] = (
+            "synthetic",
+            GENERATOR,
+            domain,
+            size,
+            images_per_class,
+            n_classes,
+            seed,
+        )
         self._seed = derive_seed("synthetic", domain, seed)
         self._size = size
         n = n_classes * images_per_class
