@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from medbench.api import AlgorithmSpec
 
-_FAMILIES = {
+FAMILIES = {
     "metric": "Metrics and representations",
     "optimisation": "Learned optimisation",
     "augmentation": "Augmentation",
@@ -30,7 +30,7 @@ def catalogue(specs: Iterable[AlgorithmSpec]) -> str:
         "network itself). *Queries*: `alone` methods predict each query by itself; `together` ones "
         "look at all queries of an episode (transductive), some only with the parameter named.",
     ]
-    for family, title in _FAMILIES.items():
+    for family, title in FAMILIES.items():
         rows = [_row(spec) for spec in listed if spec.family == family]
         if rows:
             lines += ["", f"## {title}", "", _line(_HEAD), _line(["---"] * len(_HEAD))]

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from medbench.cli.catalogue import catalogue
+from medbench.cli.catalogue import FAMILIES, catalogue
 from medbench.errors import UsageError, did_you_mean
 from medbench.plugins import KINDS, Entry, registry
 
@@ -36,9 +36,16 @@ def list_command(kind: str | None, as_json: bool, markdown: bool) -> None:
         if not kind:
             click.echo(f"{k}:")
         width = max((len(_shown_name(r)) for r in rows), default=0)
+        families = [f for f in FAMILIES if any(r.get("family") == f for r in rows)]
+        rows.sort(key=lambda r: families.index(r["family"]) if "family" in r else 0)
+        shown = None
         for row in rows:
+            if row.get("family") != shown:
+                shown = row["family"]
+                click.echo(f"  {FAMILIES[shown]}:")
             extra = f"  [{', '.join(row['marks'])}]" if row.get("marks") else ""
-            click.echo(f"  {_shown_name(row):<{width}}  {row['summary']}{extra}")
+            indent = "    " if shown else "  "
+            click.echo(f"{indent}{_shown_name(row):<{width}}  {row['summary']}{extra}")
         if not kind:
             click.echo()
     faults = registry().faults
@@ -87,6 +94,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "takes_argument": getattr(spec, "takes_argument", ""),
         "distribution": entry.plugin.distribution,
         "marks": marks,
+        **({"family": spec.family} if entry.kind == "algorithms" else {}),
     }
 
 
