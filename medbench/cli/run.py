@@ -114,14 +114,14 @@ def run_command(
 
 
 def _conclude(outcome: Outcome, out: Path, seconds: float, say: Any) -> int:
-    parts = [f"{outcome.measured} cells measured"]
+    parts = [f"{_n(outcome.measured, 'cell')} measured"]
     if outcome.kept:
         parts.append(f"{outcome.kept} kept from before")
     if outcome.failed:
         parts.append(f"{outcome.failed} failed")
     if outcome.kept_failed:
         parts.append(f"{outcome.kept_failed} failed before (--retry-failed runs them again)")
-    say(f"{', '.join(parts)}, {outcome.trainings} trainings, {seconds:.0f} s.")
+    say(f"{', '.join(parts)}, {_n(outcome.trainings, 'training')}, {seconds:.0f} s.")
     for text in outcome.plugin_faults:
         say(f"plugin: {text}")
     say(f"See 'medbench leaderboard {out}'.")
@@ -188,10 +188,10 @@ def _same_suite(out: Path, name: str) -> None:
 def _print_plan(plan: Plan, out: Path) -> None:
     folders = Folders(out)
     counts = collections.Counter(cell_state(folders, c) for c in plan.cells)
-    click.echo(f"{len(plan.trainings)} trainings:")
+    click.echo(f"{_n(len(plan.trainings), 'training')}:")
     for job in plan.trainings:
         click.echo(f"  {training_state(folders, job)[0]:<8} {job.key[:12]}  {job.title}")
-    click.echo(f"{len(plan.cells)} cells:")
+    click.echo(f"{_n(len(plan.cells), 'cell')}:")
     for job in plan.cells:
         click.echo(f"  {cell_state(folders, job):<8} {job.key[:12]}  {job.title}")
     click.echo(", ".join(f"{n} {state}" for state, n in counts.items()))
@@ -310,12 +310,12 @@ def status_command(folder: Path, as_json: bool, device: str) -> int:
         click.echo(json.dumps({"cells": rows, "counts": counts, "trainings": trainings}, indent=1))
     else:
         click.echo(
-            f"suite {suite.name} in {folder}: {len(rows)} cells, "
+            f"suite {suite.name} in {folder}: {_n(len(rows), 'cell')}, "
             + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
         )
         if trainings:
             click.echo(
-                f"{len(plan.trainings)} trainings, "
+                f"{_n(len(plan.trainings), 'training')}, "
                 + ", ".join(f"{n} {state}" for state, n in sorted(trainings.items()))
             )
         for row in rows:
@@ -349,3 +349,7 @@ def _stale(folders: Folders, job: Job) -> list[str]:
 
 def _literal(text: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+
+
+def _n(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

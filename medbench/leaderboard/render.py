@@ -135,17 +135,27 @@ def _facts(table: Table) -> str:
 
 
 def _notes(board: Board, form: str) -> str:
-    covers = " / ".join(board.covers) or "nothing"
+    rows = [row for table in board.tables for row in table.rows]
+    first = []
+    if board.covers:
+        first.append(
+            f"The interval is a bootstrap over {' / '.join(board.covers)}, the images given."
+        )
+    if any(row.transductive for row in rows):
+        first.append("(T): transductive, sees all queries of an episode at once.")
     lines = [
-        f"The interval is a bootstrap over {covers}, the images given. (T): transductive, sees all "
-        "queries of an episode at once.",
+        *([" ".join(first)] if first else []),
         "adapt: from raw support images to a ready classifier, one episode at a time (median and "
         "95th percentile); predict: from raw query images to scores, for all queries of an "
         "episode; host MiB: memory added by adapting and predicting, above the process before "
         "it; adapted: parameters that adaptation sets; train images: how many meta-training looked "
         "at, each time counted.",
-        "A row with a failed cell has no score and ranks last; times are of the cells that ended.",
     ]
+    if any(row.n_failed for row in rows):
+        lines.append(
+            "A row with a failed cell has no score and ranks last; times are of the cells that "
+            "ended."
+        )
     if board.licences:
         lines.append(
             "Data licences: "

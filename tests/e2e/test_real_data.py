@@ -51,7 +51,7 @@ def test_the_sites_suite_leaves_a_laboratory_out(tmp_path):
 
 def test_one_omniglot_training_serves_four_protocols(tmp_path):
     done = medbench("run", "omniglot", "--out", tmp_path, "--dry-run")
-    assert done.stdout.startswith("1 trainings:")
+    assert done.stdout.startswith("1 training:")
     assert "4 cells:" in done.stdout
 
 

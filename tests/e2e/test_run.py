@@ -261,7 +261,7 @@ def test_a_change_of_parameters_or_plugin_makes_records_stale_and_says_why(suite
 def test_one_training_serves_all_shots_and_adaptation_parameters(suite, tmp_path):
     again = "{name: toy/slow-training, label: other, params: {p: 3}}"
     done = medbench("run", suite("toy/slow-training", again), "--dry-run")
-    assert done.stdout.startswith("1 trainings:")
+    assert done.stdout.startswith("1 training:")
     assert "4 cells:" in done.stdout
     assert not (tmp_path / "runs").exists()
 
