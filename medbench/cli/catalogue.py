@@ -32,8 +32,8 @@ def catalogue(specs: Iterable[AlgorithmSpec]) -> str:
         "*Several labels*: whether the method serves multilabel protocols.",
         "",
         "Methods on maps compare places, so give them some: at 28 pixels the last map of `conv4` "
-        "is 1x1, and with `params: {pools: 2}` 7x7. `lora` and `adapters` need a vision transformer "
-        "(`timm:vit_...`).",
+        "is 1x1, and with `params: {pools: 2}` 7x7. `lora` and `adapters` need a vision "
+        "transformer (`timm:vit_...`).",
     ]
     for family, title in FAMILIES.items():
         rows = [_row(spec) for spec in listed if spec.family == family]
