@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from medbench.api import Algorithm, AlgorithmSpec, Backbone, Support, derive_seed
+from medbench.multilabel import BinaryRelevance
 from medbench_algorithms import medbench_algorithms
 
 from .conftest import FakeRun, SmallConv, StripesSource, small_vit, stripes
@@ -440,3 +441,16 @@ def test_methods_work_in_inference_mode_and_without_gradients(case: str) -> None
         assert_alike(one.algorithm.adapt(inside).predict(query[0].clone()), expected, 1e-6)
     with torch.no_grad():
         assert_alike(one.algorithm.adapt(alone).predict(query[0]), expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in SPECS if "multilabel" in SPECS[n].traits.task_kinds])
+def test_methods_that_declare_several_labels_are_asked_about_each(name: str) -> None:
+    one = ready(name)
+    support, query, _ = episodes(one, shots=(3, 3, 3), count=1)
+    classes = support.labels[0]
+    findings = torch.stack([classes == 0, classes != 1, classes == 2], dim=-1).long()
+    dims = 1 if one.spec.traits.works_on == "features" else 3
+    method = BinaryRelevance(one.algorithm, batched=one.spec.traits.batched, image_dims=dims)
+    scores = method.adapt(Support(support.inputs[0], findings, 3, (5,))).predict(query[0])
+    assert scores.shape == (N_QUERY, 3)
+    assert torch.isfinite(scores).all()
