@@ -10,14 +10,6 @@ from medbench.episodes import Pool, Shape
 from medbench.metrics import classification
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("per_class", [20, 600])
 def test_draw_10000_episodes_5_way_5_shot_15_query(benchmark, per_class):
     pool = Pool([np.arange(i * per_class, (i + 1) * per_class) for i in range(64)])
