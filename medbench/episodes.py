@@ -12,7 +12,7 @@ loops over images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,8 @@ _CLASSES, _SUPPORT, _QUERY, _ORDER = range(4)
 _KIND_STRIDE = 1 << 40
 # Episodes drawn at a time: the working arrays of this many fit a core's cache.
 _BLOCK = 512
+# Up to so many images a class, shuffling an array of them beats looking up what was swapped.
+_SMALL = 1024
 _MAX_ATTEMPTS = 200
 
 
@@ -172,14 +174,7 @@ class Pool:
 
         Raises `ProtocolError` when the pool is too small for `shape`.
         """
-        trouble = self.problem(shape)
-        if trouble:
-            raise ProtocolError(trouble[0].upper() + trouble[1:] + ".")
-        seed = np.uint64(derive_seed("episodes", key))
-        blocks = [
-            self._draw(shape, seed, start, min(_BLOCK, first + count - start))
-            for start in range(first, first + count, _BLOCK)
-        ]
+        blocks = list(self.stream(shape, key, first, count))
         if len(blocks) == 1:
             return blocks[0]
 
@@ -196,6 +191,18 @@ class Pool:
             query=join("query", shape.way * shape.query),
             query_labels=join("query_labels", shape.way * shape.query),
         )
+
+    def stream(self, shape: Shape, key: str, first: int, count: int) -> Iterator[Block]:
+        """The episodes of `draw` in blocks of at most 512, in memory that `count` does not change.
+
+        Raises `ProtocolError` when the pool is too small for `shape`.
+        """
+        trouble = self.problem(shape)
+        if trouble:
+            raise ProtocolError(trouble[0].upper() + trouble[1:] + ".")
+        seed = np.uint64(derive_seed("episodes", key))
+        for start in range(first, first + count, _BLOCK):
+            yield self._draw(shape, seed, start, min(_BLOCK, first + count - start))
 
     def _draw(self, shape: Shape, seed: np.uint64, first: int, count: int) -> Block:
         way, shot, query = shape.way, shape.shot, shape.query
@@ -215,8 +222,8 @@ class Pool:
             shape=shape,
             classes=self.classes[picked.T],
             support=support.reshape(count, way * shot),
-            query=np.take_along_axis(asked.reshape(count, way * query), order, axis=1),
-            query_labels=labels[order],
+            query=asked.reshape(-1).take(order + np.arange(0, asked.size, way * query)[:, None]),
+            query_labels=labels.take(order),
         )
 
     def _by_image(self, shape: Shape, state: Words, picked: Ints) -> tuple[Ints, Ints]:
@@ -312,22 +319,49 @@ def _uniform(state: Words, kind: int, n: int, offset: int = 0) -> NDArray[np.flo
 def _choose(u: NDArray[np.float64], sizes: Ints) -> Ints:
     """For each lane, ``k`` of ``sizes`` things without replacement, in order: ``(k, lanes)``.
 
-    Fisher-Yates on a virtual array: step ``t`` swaps places ``t`` and ``t + floor(u (n - t))``.
-    Only the places written so far differ from the identity, and those are looked up among the
-    earlier steps, which costs k^2 vector operations and no array of length n.
+    Fisher-Yates: step ``t`` swaps places ``t`` and ``t + floor(u (n - t))``.
     """
-    k, lanes = u.shape
-    places = np.empty((k, lanes), np.int64)
+    steps = np.arange(len(u))[:, None]
+    places = (u * (sizes - steps)).astype(np.int64)
+    places += steps
+    n = int(sizes.max())
+    return _swap(places, n) if n <= _SMALL else _swap_virtually(places)
+
+
+def _swap(places: Ints, n: int) -> Ints:
+    """What stands at each of ``places`` ``(k, lanes)`` when its step comes.
+
+    It takes ``4 n lanes`` bytes. Place ``t`` itself is never asked for after step ``t``, so only
+    the other one is written.
+    """
+    k, lanes = places.shape
+    things = np.empty((n, lanes), np.int32)
+    things[:] = np.arange(n, dtype=np.int32)[:, None]
+    flat = things.reshape(-1)
+    out = np.empty((k, lanes), np.int32)
+    for t, place in enumerate(places * lanes + np.arange(lanes)):
+        # Any mode but "raise" lets take write where it is told without a copy.
+        np.take(flat, place, out=out[t], mode="wrap")
+        flat[place] = things[t]
+    return out.astype(np.int64)
+
+
+def _swap_virtually(places: Ints) -> Ints:
+    """As `_swap`, for any n: ``k ** 2`` vector operations, and no array of length n.
+
+    Only the places written so far differ from the identity, and those are looked up among the
+    earlier steps.
+    """
+    k, lanes = places.shape
     values = np.empty((k, lanes), np.int64)  # what step s moved into places[s]
     out = np.empty((k, lanes), np.int64)
-    for t in range(k):
-        place = (u[t] * (sizes - t)).astype(np.int64) + t
+    for t, place in enumerate(places):
         there = place.copy()
         here = np.full(lanes, t, np.int64)
         for s in range(t):
             np.copyto(there, values[s], where=places[s] == place)
             np.copyto(here, values[s], where=places[s] == t)
-        places[t], values[t], out[t] = place, here, there
+        values[t], out[t] = here, there
     return out
 
 
@@ -340,8 +374,12 @@ def _shuffle(words: Words) -> Ints:
     n = len(words)
     bits = np.uint64(max(1, (n - 1).bit_length()))
     low = (np.uint64(1) << bits) - np.uint64(1)
-    keys = np.sort(((words >> bits) << bits | np.arange(n, dtype=np.uint64)[:, None]).T, axis=1)
-    return (keys & low).astype(np.int64)
+    keys = np.ascontiguousarray(words.T)
+    keys &= ~low
+    keys |= np.arange(n, dtype=np.uint64)
+    keys.sort(axis=1)
+    keys &= low
+    return keys.view(np.int64)
 
 
 def uniforms(key: str, index: int, n: int) -> NDArray[np.float64]:

@@ -128,13 +128,12 @@ def resolve(
         if wanted is not None and not any(_same(t, group) for t in wanted):
             continue
         opened_set, site, pool, sources = group
-        way = pool.n_classes if protocol.way == "all" else protocol.way
         for shot in shots or protocol.shots:
-            shape = Shape(way, shot, protocol.queries)
+            shape = _shape(protocol, pool, shot)
             names = opened_set.dataset.info.label_names
             trouble = unreachable(opened_set, pool) or pool.problem(shape, (*names, NO_LABEL))
-            if way < 2:
-                trouble = f"there is {way} class with images, and a task needs two"
+            if shape.way < 2:
+                trouble = f"there is {shape.way} class with images, and a task needs two"
             if trouble:
                 name = opened_set.name + (f"@{site}" if site else "")
                 raise ProtocolError(
@@ -143,6 +142,27 @@ def resolve(
                 )
             found.append(Target(protocol, opened_set, site, shape, pool, tuple(sources)))
     return Resolved(protocol, tuple(opened), tuple(found), tuple(left_out))
+
+
+def alone(
+    registry: Registry, protocol: Protocol, place: Place, dataset_id: str, shot: int
+) -> Target:
+    """One target as `resolve` builds it, without its sources: for a cell, whose training is done.
+
+    Only the target's own dataset is opened. Raises what `open_dataset` raises.
+    """
+    refs = {ref.name: ref for ref in protocol.datasets}
+    name, site = dataset_id, None
+    if name not in refs:
+        name, _, site = dataset_id.rpartition("@")
+    opened = open_dataset(registry, refs[name], place)
+    pool = _tested(protocol, opened, site)
+    return Target(protocol, opened, site, _shape(protocol, pool, shot), pool, ())
+
+
+def _shape(protocol: Protocol, pool: Pool, shot: int) -> Shape:
+    way = pool.n_classes if protocol.way == "all" else protocol.way
+    return Shape(way, shot, protocol.queries)
 
 
 def _same(target: str, group: tuple[Opened, str | None, Pool, list[SourceSet]]) -> bool:
@@ -201,23 +221,35 @@ def _open_all(
 Group = tuple[Opened, str | None, Pool, list[SourceSet]]
 
 
+def _tested(protocol: Protocol, opened: Opened, site: str | None) -> Pool:
+    """What the episodes of a target are drawn from: the test classes, or the images of a site."""
+    dataset = opened.dataset
+    if protocol.setting == "within_dataset":
+        classes = _class_split(protocol, opened)[2]
+    else:
+        classes = all_classes(opened)
+    among = np.arange(len(dataset.labels))
+    if site is not None:
+        assert dataset.sites is not None
+        among = np.flatnonzero(dataset.sites == dataset.info.site_names.index(site))
+    return test_pool(opened, among, classes)
+
+
 def _within_dataset(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
     groups: list[Group] = []
     for opened in datasets:
-        train, val, test = _class_split(protocol, opened)
+        train, val, _ = _class_split(protocol, opened)
         everything = np.arange(len(opened.dataset.labels))
         source = source_set(protocol, opened, None, everything, train, val)
-        groups.append(
-            (opened, None, test_pool(opened, everything, test), [source] if source else [])
-        )
+        pool = _tested(protocol, opened, None)
+        groups.append((opened, None, pool, [source] if source else []))
         _require_source(protocol, groups[-1])
     return groups
 
 
 def _cross_domain(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
-    every = {id(d): all_classes(d) for d in datasets}
     sources = {
-        id(d): source_set(protocol, d, None, np.arange(len(d.dataset.labels)), every[id(d)], None)
+        id(d): source_set(protocol, d, None, np.arange(len(d.dataset.labels)), all_classes(d), None)
         for d in datasets
         if d.dataset.info.task_kind == "classification"
     }
@@ -232,9 +264,7 @@ def _cross_domain(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
             for source in [sources.get(id(d))]
             if source is not None and d is not held_out and d.dataset.info.domain != domain
         ]
-        everything = np.arange(len(held_out.dataset.labels))
-        pool = test_pool(held_out, everything, every[id(held_out)])
-        groups.append((held_out, None, pool, kept))
+        groups.append((held_out, None, _tested(protocol, held_out, None), kept))
         _require_source(protocol, groups[-1])
     return groups
 
@@ -259,7 +289,7 @@ def _leave_one_site_out(protocol: Protocol, datasets: list[Opened]) -> list[Grou
                 for source in [source_set(protocol, opened, other, by_site[j], every, None)]
                 if source is not None
             ]
-            groups.append((opened, site, test_pool(opened, by_site[i], every), kept))
+            groups.append((opened, site, _tested(protocol, opened, site), kept))
     if protocol.targets is None:
         for group in groups:
             _require_source(protocol, group)

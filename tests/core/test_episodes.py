@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from medbench.episodes import Pool, Shape, digest, uniforms
+from medbench.episodes import Pool, Shape, _swap, _swap_virtually, digest, uniforms
 from medbench.errors import ProtocolError
 
 
@@ -144,3 +145,36 @@ def test_uniforms_depend_on_key_and_index_alone():
 
 GOLDEN = "31929684a15aa72d8a9e9893d84b11ca"
 GOLDEN_SUPPORT = [108, 87, 153, 165, 11, 16]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_the_two_ways_of_shuffling_swap_alike(data):
+    k, lanes = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 30))
+    n = data.draw(st.integers(k, 40))
+    steps = np.arange(k)[:, None]
+    u = np.random.default_rng(data.draw(st.integers(0, 999))).random((k, lanes))
+    places = (u * (n - steps)).astype(np.int64) + steps
+    np.testing.assert_array_equal(_swap(places, n), _swap_virtually(places))
+
+
+def test_a_stream_gives_the_drawn_episodes_in_memory_that_does_not_grow():
+    source, shape = pool([30] * 10), Shape(5, 5, 15)
+    together = source.draw(shape, "k", 3, 1500)
+    at = 0
+    for block in source.stream(shape, "k", 3, 1500):
+        assert block.first == 3 + at
+        np.testing.assert_array_equal(block.query, together.query[at : at + len(block)])
+        np.testing.assert_array_equal(block.support, together.support[at : at + len(block)])
+        at += len(block)
+    assert at == 1500
+
+    def peak(count):
+        tracemalloc.start()
+        for _ in source.stream(shape, "k", 0, count):
+            pass
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(8192) < 1.1 * peak(1024)

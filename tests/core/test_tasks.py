@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from medbench.api import Citation, ClassSplit, Dataset, DatasetInfo, DatasetSpec, Place
-from medbench.episodes import Shape
+from medbench.episodes import Shape, digest
 from medbench.errors import DataMissing, ProtocolError, UsageError
 from medbench.plugins import Entry, Plugin, Registry
 from medbench.protocols import Protocol
-from medbench.tasks import resolve
+from medbench.tasks import alone, resolve
 
 
 class Made(Dataset):
@@ -114,6 +114,33 @@ def test_test_support_is_train_images_and_queries_are_test_images(registered):
         drawn = source.val.draw(source.val.fit(Shape(4, 2, 3)), "v", 0, 20)
         assert (splits[drawn.support] == 0).all()
         assert (splits[drawn.query] == 1).all()
+
+
+@pytest.mark.parametrize("setting", ["cross_domain", "within_dataset", "leave_one_site_out"])
+def test_a_target_alone_has_the_episodes_it_has_among_all_and_opens_no_other_data(
+    registered, setting
+):
+    split = {"d": ClassSplit((0, 1, 2), (3, 4), (5, 6))}
+    sites = 2 * (setting == "leave_one_site_out")
+    a = Made(n_classes=7, sites=sites, splits=not sites, class_splits=split, domain="x")
+    one = {"datasets": ["a"], "setting": setting}
+    rules = {
+        "cross_domain": {},
+        "within_dataset": {**one, "class_split": "d"},
+        "leave_one_site_out": one,
+    }[setting]
+    rules = protocol(**rules)
+    found = resolve(
+        registered(a=a, b=Made(domain="y"), c=Made(domain="z")), rules, PLACE, targets=None
+    )
+    only = registered(a=a, b=DataMissing("not opened"), c=DataMissing("not opened"))
+    for target in found.targets:
+        if target.opened.name == "a":
+            again = alone(only, rules, PLACE, target.dataset_id, target.shape.shot)
+            assert again.id == target.id
+            assert again.episode_key == target.episode_key
+            want = target.pool.draw(target.shape, target.episode_key, 0, 20)
+            assert digest(again.pool.draw(again.shape, again.episode_key, 0, 20)) == digest(want)
 
 
 def test_within_a_dataset_classes_are_disjoint(registered):

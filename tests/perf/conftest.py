@@ -139,7 +139,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             "case": line["case"],
             "plain loop": f"{_figure(line['loop/s'])} {line['unit']}s/s",
             "medbench": f"{_figure(line['medbench/s'])} {line['unit']}s/s",
-            "ratio": f"{_figure(line['ratio'])}x ({_figure(line['from'])} to {_figure(line['to'])})",
+            "ratio (from - to)": " ".join(
+                [f"{_figure(line['ratio'])}x", f"({_figure(line['from'])} - {_figure(line['to'])})"]
+            ),
             "goal": f"{_figure(line['goal'])}x" if line["goal"] else "",
             "of the floor": f"{100 * line['floor']:.0f} %" if line["floor"] else "",
         }
