@@ -287,7 +287,7 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
             "a copy, or use torch.func.functional_call."
         )
     enter("check")
-    costs["lanes_agree"] = lanes.compare(scores, cost_scores)
+    costs |= lanes.compare(scores, cost_scores)
     enter("score")
     measured = _measured(target, block, scores)
     enter("save")

@@ -1,0 +1,51 @@
+"""The two lanes are compared, and rounding of features is told apart from a wrong batched form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from medbench.backbones import build_backbone
+from medbench.config import BackboneRef
+from medbench.errors import ContractError
+from medbench.lanes import Bench, Lanes
+from medbench.opened import default_place
+from medbench.plugins import load_factory, registry
+from medbench.protocols import load_protocol
+from medbench.tasks import alone
+
+
+@pytest.fixture
+def lanes(tmp_path):
+    found = registry()
+    protocol, _ = load_protocol(found, "synthetic-classes")
+    target = alone(found, protocol, default_place(), "synthetic:cells", 5)
+    reference = BackboneRef(name="conv4", params={"width": 8})
+    backbone = build_backbone(found, reference, image_size=28, channels=3, seed=0).eval()
+    entry = found.get("algorithms", "nearest-centroid")
+    bench = Bench(found, target, backbone, entry, {}, torch.device("cpu"), 0)
+    block = target.pool.draw(target.shape, target.episode_key, 0, 6)
+    return Lanes(bench, load_factory(entry)(), block, tmp_path)
+
+
+def test_lanes_of_a_sound_method_agree(lanes):
+    _, slow = lanes.cost(3)
+    fast = lanes.accuracy(lambda fraction, text: None)
+    assert lanes.compare(fast, slow) == {"lanes_agree": 1.0}
+
+
+def test_a_difference_that_the_features_make_is_told_and_is_no_fault(lanes):
+    _, slow = lanes.cost(3)
+    other = np.roll(slow, 1, axis=-1)  # as though the accuracy lane had seen other features
+    found = lanes.compare(other, slow)
+    assert found["lanes_agree"] < 0.98
+    assert found["lanes_agree_on_same_features"] == 1.0
+
+
+def test_a_batched_form_that_differs_on_the_same_features_is_a_fault(lanes):
+    _, slow = lanes.cost(3)
+    wrong = np.roll(slow, 1, axis=-1)  # as though the single form were another method
+    fast = lanes.accuracy(lambda fraction, text: None)
+    with pytest.raises(ContractError, match="batched form differs from its single form"):
+        lanes.compare(fast, wrong)
