@@ -1,21 +1,31 @@
-"""Builds a backbone from its reference with weights: random, from a file, or pretrained."""
+"""Builds a backbone from its reference with weights, and its faster equal for inference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from medbench.api import Backbone, derive_seed
 from medbench.config import BackboneRef
+from medbench.embed import Folded, weights_digest
 from medbench.errors import ContractError, DataError, MedbenchError, PluginError
 from medbench.plugins import Registry, load_factory, resolve_params
 from medbench.weights import check_weights, weights_path
+
+# How far features of the faster copy may be from the network's, relative to the largest of them.
+FOLDING_TOLERANCE = 1e-4
+_PROBE_IMAGES = 4
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def build_backbone(
@@ -116,3 +126,88 @@ def load_weights(backbone: Backbone, tensors: Mapping[str, Tensor], origin: str)
             parts.append(f"{len(strange)} are unknown, such as {strange[0]}")
         raise DataError(f"The weights in {origin} do not fit the network: {'; '.join(parts)}.")
     backbone.load_state_dict({k: given[k] for k in own})
+
+
+def inference_copy(backbone: Backbone) -> Backbone:
+    """A `Folded` network equal to `backbone` in eval mode, or `backbone` itself where none is.
+
+    In eval mode BatchNorm is one multiplication and one addition a channel, which the weights and
+    bias of the convolution before it can take over (Jacob et al. 2018, section 3.2). Only a
+    convolution whose output goes to one BatchNorm and nowhere else is folded, as a trace of the
+    network shows. The copy is refused when the network cannot be traced, or when features or maps
+    of a probe of images differ by more than `FOLDING_TOLERANCE`. `backbone` is left as it is, and
+    later changes of it do not reach the copy.
+    """
+    if any(module.training for module in backbone.modules()):
+        return backbone
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Tracing runs a plugin's code in a way that it need not be made for, and not every network
+        # has maps to compare.
+        try:
+            network = copy.deepcopy(backbone).requires_grad_(False)
+            n_folded = _fold(network)
+            if not n_folded or not _alike(backbone, network):
+                return backbone
+        except Exception:
+            return backbone
+    return Folded(network, weights_digest(backbone), n_folded).eval()
+
+
+def _fold(network: nn.Module) -> int:
+    """Fold every BatchNorm that can be, in place; how many these were."""
+    if not any(type(m) in _NORMS for m in network.modules()):
+        return 0
+    pairs = list(_foldable(network))
+    for convolution, norm in pairs:
+        fused = fuse_conv_bn_eval(
+            network.get_submodule(convolution),  # type: ignore[type-var]
+            network.get_submodule(norm),  # type: ignore[arg-type]
+        )
+        network.set_submodule(convolution, fused)
+        network.set_submodule(norm, nn.Identity())
+    network.to(memory_format=torch.channels_last)
+    return len(pairs)
+
+
+def _foldable(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of a convolution and the one BatchNorm that takes its output."""
+    calls = [n for n in fx.symbolic_trace(network).graph.nodes if n.op == "call_module"]
+    modules = dict(network.named_modules(remove_duplicate=False))
+    # A module that is called twice, or known by two names, serves more than one place.
+    once = [n for n in calls if sum(modules[n.target] is modules[m.target] for m in calls) == 1]
+    for norm in once:
+        before = norm.args[0]
+        if (
+            before in once
+            and len(before.users) == 1
+            and type(modules[norm.target]) in _NORMS
+            and modules[norm.target].running_mean is not None
+            and type(modules[before.target]) in _CONVOLUTIONS
+            and not any(_hooked(modules[n.target]) for n in (norm, before))
+        ):
+            yield before.target, norm.target
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _alike(backbone: Backbone, network: Backbone) -> bool:
+    """Whether both give the same features and maps for a probe of made-up images."""
+    wants = backbone.input
+    at = next(backbone.parameters())
+    shape = (_PROBE_IMAGES, wants.channels, wants.size, wants.size)
+    pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (wants.mean, wants.std))
+    images = ((pixels - mean) / std).to(at.device, memory_format=torch.channels_last)
+    with torch.inference_mode():
+        return _near(backbone(images), network(images)) and _near(
+            backbone.feature_map(images), network.feature_map(images)
+        )
+
+
+def _near(plain: Tensor, folded: Tensor) -> bool:
+    # Not "greater than": what is not finite is never near.
+    gap, size = (plain - folded).abs().max(), plain.abs().max()
+    return plain.shape == folded.shape and bool(gap <= FOLDING_TOLERANCE * size)

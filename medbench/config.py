@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from medbench.bundled import bundled_suites
 from medbench.errors import ConfigError, UsageError, did_you_mean
+from medbench.model import Model
 from medbench.plugins import Registry, resolve_params
 from medbench.protocols import PositiveInt, Scalar, _as_reference
-from medbench.yamlfile import Document, Model
+from medbench.yamlfile import Document
+
+__all__ = [
+    "AlgorithmRef",
+    "BackboneRef",
+    "BudgetRef",
+    "ProtocolRef",
+    "Suite",
+    "bundled_suites",
+    "load_suite",
+    "open_suite",
+]
 
 
 class ProtocolRef(Model):
@@ -109,16 +121,6 @@ class Suite(Model):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} names one twice.")
         return self
-
-
-def bundled_suites() -> dict[str, str]:
-    """Names of the suites inside the package, each with its YAML text."""
-    folder = importlib.resources.files("medbench").joinpath("suites")
-    return {
-        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
-        for item in sorted(folder.iterdir(), key=lambda i: i.name)
-        if item.name.endswith(".yaml")
-    }
 
 
 def load_suite(

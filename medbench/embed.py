@@ -1,44 +1,49 @@
 """Images to network inputs and features: each image decoded, resized and embedded once.
 
 Pixels stay uint8 until a batch is on the device; conversion, resizing and normalisation run there
-for the whole batch.
+for the whole batch. While the network sees one batch, a thread reads the next.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medbench.api import Backbone, Dataset, InputSpec
 from medbench.episodes import Ints
-from medbench.errors import ContractError, NonFinite
+from medbench.errors import ContractError, DataError, NonFinite
 from medbench.files import atomic, content_key, locked
 
 # Rows embedded per forward pass. Fixed, and never a function of the machine: the rounding of a
 # matrix product can depend on the batch, and features must not depend on the number of workers.
 BATCH = 128
-_STORE_LIMIT_BYTES = 1 << 30
+STORE_LIMIT_BYTES = 1 << 30
 View = Literal["features", "maps"]
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
 def to_input(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) -> Tensor:
     """Images ``(b, H, W, C)`` uint8 as a network wants them: ``(b, C', size, size)`` float32."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
-    x = x.to(torch.float32).div_(255.0)
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
+    resized = pixels.shape[-2:] != (spec.size, spec.size)
+    # Resizing takes half the time where each channel lies in one piece.
+    layout = torch.contiguous_format if resized else torch.preserve_format
+    x = pixels.to(torch.float32, memory_format=layout).div_(255.0)
     if spec.channels == 1 and x.shape[1] == 3:
         weights = torch.tensor(_LUMINANCE, device=device).view(1, 3, 1, 1)
         x = (x * weights).sum(dim=1, keepdim=True)
-    if x.shape[-2:] != (spec.size, spec.size):
+    if resized:
         # Antialiased, as PIL does it: without, shrinking skips pixels.
         smooth = spec.interpolation != "nearest"
         x = F.interpolate(
@@ -53,41 +58,91 @@ def to_input(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) -
         x = x.expand(-1, 3, -1, -1)
     mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
     std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
-    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+    return (x - mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 class ImageStore:
-    """Decoded images of a dataset, each read once while they fit in memory (1 GiB)."""
+    """Decoded images of a dataset, each read once while all of them fit in memory."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        """Nothing is read yet."""
+    def __init__(self, dataset: Dataset, limit_bytes: int = STORE_LIMIT_BYTES) -> None:
+        """Nothing is read yet. A dataset of more than `limit_bytes` (1 GiB) is never kept."""
         self._dataset = dataset
         shape = (len(dataset.labels), *dataset.info.image_shape)
-        fits = int(np.prod(shape)) <= _STORE_LIMIT_BYTES
+        fits = int(np.prod(shape)) <= limit_bytes
         self._pixels = np.empty(shape, np.uint8) if fits else None
         self._here = np.zeros(len(dataset.labels), bool)
 
-    def read(self, indices: Ints) -> NDArray[np.uint8]:
-        """Images ``(len(indices), H, W, C)`` uint8. Raises `ContractError` for another shape."""
+    def read(self, indices: Ints, *, keep: bool = True) -> NDArray[np.uint8]:
+        """Images ``(*indices.shape, H, W, C)`` uint8, for indices of any shape.
+
+        With `keep` False what is not in memory yet is not kept there either, which is right for a
+        sweep that needs every image once. Raises `ContractError` for another shape, `DataError`
+        when images cannot be read.
+        """
         indices = np.asarray(indices, np.int64)
         if self._pixels is None:
             return self._fetch(indices)
-        missing = np.unique(indices[~self._here[indices]])
-        if len(missing):
+        # `take` copies whole images; fancy indexing takes half as long again.
+        here = self._here.take(indices)
+        if not here.all():
+            if not keep:
+                images = np.empty((*indices.shape, *self._pixels.shape[1:]), np.uint8)
+                images[here] = self._pixels[indices[here]]
+                images[~here] = self._fetch(indices[~here])
+                return images
+            missing = np.unique(indices[~here])
             self._pixels[missing] = self._fetch(missing)
             self._here[missing] = True
-        found: NDArray[np.uint8] = self._pixels[indices]
-        return found
+        return self._pixels.take(indices, axis=0)
 
     def _fetch(self, indices: Ints) -> NDArray[np.uint8]:
-        images = self._dataset.read(indices)
-        want = (len(indices), *self._dataset.info.image_shape)
+        info = self._dataset.info
+        try:
+            images = self._dataset.read(indices.reshape(-1))
+        except OSError as error:
+            raise DataError(f"dataset {info.name}: its images cannot be read: {error}.") from error
+        shape = info.image_shape
+        want = (indices.size, *shape)
         if images.shape != want or images.dtype != np.uint8:
             raise ContractError(
-                f"dataset {self._dataset.info.name}: read returned {images.shape} {images.dtype}, "
-                f"and {want} uint8 was promised."
+                f"dataset {info.name}: read returned {images.shape} {images.dtype}, and {want} "
+                "uint8 was promised."
             )
-        return images
+        return images.reshape(*indices.shape, *shape)
+
+
+@final
+class Folded(Backbone):
+    """An equal network that embeds faster: BatchNorm folded into the convolutions before it.
+
+    Made by `medbench.backbones.inference_copy`; in eval mode only, as there is no BatchNorm left
+    to train. ``original`` is the `weights_digest` of the network it stands for.
+    """
+
+    def __init__(self, network: Backbone, original: str, n_folded: int) -> None:
+        super().__init__()
+        self.network = network
+        self.original = original
+        self.n_folded = n_folded
+        self.n_features, self.input, self.origin = (
+            network.n_features,
+            network.input,
+            network.origin,
+        )
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """As the network's."""
+        return self.network.feature_map(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As the network's."""
+        out: Tensor = self.network(images)
+        return out
+
+
+def form_of(backbone: Backbone) -> str:
+    """How a network embeds, in words for a record: ``plain``, or ``4 BatchNorms folded``."""
+    return f"{backbone.n_folded} BatchNorms folded" if isinstance(backbone, Folded) else "plain"
 
 
 def weights_digest(backbone: Backbone) -> str:
@@ -106,19 +161,20 @@ def forward(backbone: Backbone, images: Tensor, view: View) -> Tensor:
     ``features``: ``(b, n_features)``; ``maps``: ``(b, c, h, w)``, the features of each place.
     Raises `ContractError` for another shape than promised.
     """
+    name = type(backbone.network if isinstance(backbone, Folded) else backbone).__name__
     if view == "maps":
         maps = backbone.feature_map(images)
         if maps.ndim != 4 or len(maps) != len(images):
             raise ContractError(
-                f"{type(backbone).__name__}.feature_map returned {tuple(maps.shape)} for "
-                f"{len(images)} images, and (images, channels, height, width) is needed."
+                f"{name}.feature_map returned {tuple(maps.shape)} for {len(images)} images, and "
+                "(images, channels, height, width) is needed."
             )
         return maps
     features: Tensor = backbone(images)
     if features.shape != (len(images), backbone.n_features):
         raise ContractError(
-            f"{type(backbone).__name__} returned features {tuple(features.shape)} for "
-            f"{len(images)} images, and promised n_features = {backbone.n_features}."
+            f"{name} returned features {tuple(features.shape)} for {len(images)} images, and "
+            f"promised n_features = {backbone.n_features}."
         )
     return features
 
@@ -131,18 +187,38 @@ def embed(
     With the view ``maps`` they are ``(len(rows), c, h, w)``. Raises `NonFinite` naming the image,
     `ContractError` for features of a wrong shape.
     """
-    backbone.eval()
-    parts: list[Tensor] = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
-            found = forward(backbone, to_input(store.read(some), backbone.input, device), view)
-            finite = torch.isfinite(found).flatten(1).all(dim=1)
-            if not finite.all():
-                bad = int((~finite).nonzero()[0, 0])
-                raise NonFinite(f"The {view} of image {int(some[bad])} are not finite.")
-            parts.append(found.to("cpu", torch.float32).contiguous())
+    parts = list(_batches(backbone, store, rows, device, view))
     return torch.cat(parts) if parts else torch.empty(0, backbone.n_features)
+
+
+def _batches(
+    backbone: Backbone, store: ImageStore, rows: Ints, device: torch.device, view: View
+) -> Iterator[Tensor]:
+    """The features of `rows`, batch after batch; memory holds two batches of images."""
+    backbone.eval()
+    pieces = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    # Decoding and the network's kernels both leave Python's lock to others.
+    with ThreadPoolExecutor(1, "medbench-read") as reader:
+        coming = [reader.submit(store.read, piece, keep=False) for piece in pieces[:1]]
+        for i, piece in enumerate(pieces):
+            images = coming.pop().result()
+            coming += [reader.submit(store.read, p, keep=False) for p in pieces[i + 1 : i + 2]]
+            if len(piece) == 1:
+                # Some kernels round a lone image in their own way; in company it gets the same
+                # features whichever images are asked for beside it.
+                images = np.repeat(images, 2, axis=0)
+            with torch.inference_mode():
+                found = forward(backbone, to_input(images, backbone.input, device), view)
+                found = found[: len(piece)]
+                finite = torch.isfinite(found).flatten(1).all(dim=1)
+                if not finite.all():
+                    bad = int((~finite).nonzero()[0, 0])
+                    raise NonFinite(f"The {view} of image {int(piece[bad])} are not finite.")
+                found = found.to("cpu", torch.float32).contiguous()
+            yield found
+
+
+# --- the cache -----------------------------------------------------------------------------------
 
 
 def features_of(
@@ -156,41 +232,85 @@ def features_of(
 ) -> Tensor:
     """Features (or maps) of `rows` (ascending) from the cache, or embedded now and kept there.
 
-    The file is named by all that determines it. Of several processes that want the same features
-    one embeds and the others wait for its file.
+    Files are named by all that determines features; an image is embedded once, whichever rows are
+    asked for beside it. Of several processes that want the same features one embeds and the others
+    wait for its file. Rows that were asked for together before are mapped from it, not loaded.
     """
-    ingredients: dict[str, Any] = {
+    key = content_key(_ingredients(backbone, dataset, device, view))
+    rows = np.ascontiguousarray(rows, "<i8")
+    missing, parts = _kept(cache, key, view, rows)
+    if len(missing):
+        with locked(cache / f"{key}.lock", wait=True):
+            missing, parts = _kept(cache, key, view, rows)
+            if len(missing):
+                for debris in cache.glob(f".{key}-*.tmp"):  # of a process killed while it wrote
+                    debris.unlink(missing_ok=True)
+                name = hashlib.blake2b(missing.tobytes(), digest_size=8).hexdigest()
+                path = cache / f"{key}-{name}.safetensors"
+                _write(path, view, missing, _batches(backbone, store, missing, device, view))
+                missing, parts = _kept(cache, key, view, rows)
+    for mapped_rows, mapped in parts:
+        if np.array_equal(mapped_rows, rows):
+            return mapped
+    if not parts:
+        return embed(backbone, store, rows, device, view)  # no rows at all
+    found = torch.empty(len(rows), *parts[0][1].shape[1:])
+    for some, features in parts:
+        _, there, here = np.intersect1d(some, rows, assume_unique=True, return_indices=True)
+        found[torch.from_numpy(here)] = features[torch.from_numpy(there)]
+    return found
+
+
+def _ingredients(
+    backbone: Backbone, dataset: Dataset, device: torch.device, view: View
+) -> dict[str, Any]:
+    folded = isinstance(backbone, Folded)
+    return {
         "dataset": dataset.digest,
-        "weights": weights_digest(backbone),
-        "network": type(backbone).__qualname__,
+        "weights": backbone.original if folded else weights_digest(backbone),
+        "network": type(backbone.network if folded else backbone).__qualname__,
+        "form": form_of(backbone),
         "input": [str(v) for v in vars(backbone.input).values()],
         "view": view,
-        "rows": hashlib.blake2b(np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest(),
         "precision": "float32",
         "device": device.type,
         "torch": torch.__version__,
         "batch": BATCH,
     }
-    key = content_key(ingredients)
-    path = cache / f"{key}.safetensors"
-    found = _load(path, len(rows))
-    if found is not None:
-        return found
-    with locked(cache / f"{key}.lock", wait=True):
-        found = _load(path, len(rows))
-        if found is None:
-            found = embed(backbone, store, rows, device, view)
-            with atomic(path) as temporary:
-                save_file({view: found}, temporary)
-    return found
 
 
-def _load(path: Path, n: int) -> Tensor | None:
-    if not path.exists():
-        return None
+def _kept(cache: Path, key: str, view: View, rows: Ints) -> tuple[Ints, list[tuple[Ints, Tensor]]]:
+    """Those of `rows` that no file of this key holds, and rows and features of each such file."""
+    parts = [p for f in sorted(cache.glob(f"{key}-*.safetensors")) if (p := _mapped(f, view))]
+    held = np.concatenate([np.empty(0, np.int64), *(some for some, _ in parts)])
+    return np.setdiff1d(rows, held, assume_unique=True), parts
+
+
+def _mapped(path: Path, view: View) -> tuple[Ints, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
-            features: Tensor = file.get_tensor(next(iter(file.keys())))
+            rows, features = file.get_tensor("rows"), file.get_tensor(view)
     except (SafetensorError, OSError, RuntimeError):
         return None  # a damaged cache file is made again
-    return features if len(features) == n else None
+    return rows.numpy(), features
+
+
+def _write(path: Path, view: View, rows: Ints, batches: Iterator[Tensor]) -> None:
+    """Features as they come into a safetensors file, so that memory never holds them all."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        first = next(batches)
+        n_bytes = first[0].numel() * 4 * len(rows)
+        header = {
+            "rows": {"dtype": "I64", "shape": [len(rows)], "data_offsets": [0, rows.nbytes]},
+            view: {
+                "dtype": "F32",
+                "shape": [len(rows), *first.shape[1:]],
+                "data_offsets": [rows.nbytes, rows.nbytes + n_bytes],
+            },
+        }
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at multiples of eight bytes
+        file.write(len(text).to_bytes(8, "little") + text + rows.tobytes())
+        file.write(first.numpy().data)
+        for batch in batches:
+            file.write(batch.numpy().data)

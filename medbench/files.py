@@ -16,15 +16,23 @@ from typing import IO, Any
 
 from medbench.errors import OutputError
 
+# Made once: `json.dumps` with settings makes an encoder at every call.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 def canonical(value: Any) -> bytes:
     """One byte string for one JSON value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def content_key(ingredients: Any) -> str:
     """BLAKE2b-128 over the canonical JSON of `ingredients`, in hexadecimal."""
-    return hashlib.blake2b(canonical(ingredients), digest_size=16).hexdigest()
+    return bytes_digest(canonical(ingredients))
+
+
+def bytes_digest(data: bytes) -> str:
+    """BLAKE2b-128 of some bytes, in hexadecimal: what `file_digest` gives for a file of them."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -6,23 +6,27 @@ Needs no torch: the coordinating process writes the records of jobs whose proces
 from __future__ import annotations
 
 import datetime
+import heapq
 import json
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medbench.briefs import Brief, read_brief
 from medbench.errors import DataError
 from medbench.files import write_json
-from medbench.records import SCHEMA, read_record, write_record
+from medbench.records import SCHEMA, write_record
+from medbench.shelf import Shelf, spread
 
 # Told in place of a fraction done: a new stage began; the job waits for its turn, and its time
 # limit with it.
 STAGE_BEGAN, WAITING = -1.0, -2.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """A training or a cell, as plain data that another process can be given.
 
@@ -166,16 +170,74 @@ def training_state(folders: Folders, job: Job) -> tuple[str, str]:
 
 
 def cell_state(folders: Folders, job: Job) -> str:
-    """Status of a cell: ``missing``, or its record's. A damaged record counts as missing."""
-    path = folders.record(job)
-    if not path.exists():
-        return "missing"
+    """Status of a cell: ``missing``, or its record's. A damaged record counts as missing.
+
+    For one cell now; `cell_states` is for many.
+    """
     try:
-        record = read_record(path)
-        if record.data["key"] != job.key:
+        brief = read_brief(folders.record(job))
+        if brief.key != job.key:
             return "missing"
-        if record.ok:
-            record.scores()
+        if brief.ok:
+            brief.verify()
     except DataError:
         return "missing"
-    return str(record.data["status"])
+    return brief.own.status
+
+
+def cell_states(shelf: Shelf, jobs: Sequence[Job]) -> list[tuple[str, Brief | None]]:
+    """What `cell_state` says of each cell of the run that `shelf` is of, and its record in brief.
+
+    Scores that were not checked before are read to check them. There is no brief of a missing
+    cell.
+    """
+    briefs = [shelf.briefs.get(f"{job.file_stem}.json") for job in jobs]
+    found = [b if b and b.key == j.key else None for b, j in zip(briefs, jobs, strict=True)]
+    unsure = [b for b in found if b and b.ok and not b.verified]
+    bad = {id(b) for b, good in zip(unsure, spread(_sound, unsure), strict=True) if not good}
+    return [("missing", None) if b is None or id(b) in bad else (b.own.status, b) for b in found]
+
+
+def _sound(brief: Brief) -> bool:
+    try:
+        brief.verify()
+    except DataError:
+        return False
+    return True
+
+
+class Waiting:
+    """Jobs that wait for their turn: trainings first, then cells in order whose training is done.
+
+    However many jobs there are, taking one out takes the same time.
+    """
+
+    def __init__(self, trainings: Iterable[Job], cells: Iterable[Job]) -> None:
+        self._trainings = deque(trainings)
+        self._cells = dict(enumerate(cells))
+        # Places of cells in the plan: a heap of those that may run, and lists of the others.
+        self._ready: list[int] = []
+        self._held: dict[str, list[int]] = {}
+        for place, job in self._cells.items():
+            if job.training_key is None:
+                self._ready.append(place)
+            else:
+                self._held.setdefault(job.training_key, []).append(place)
+
+    def __len__(self) -> int:
+        return len(self._trainings) + len(self._cells)
+
+    def take(self) -> Job | None:
+        """The next job to run; None when all that are left wait for a training that runs."""
+        if self._trainings:
+            return self._trainings.popleft()
+        return self._cells.pop(heapq.heappop(self._ready)) if self._ready else None
+
+    def release(self, training_key: str) -> None:
+        """Let the cells of a training that went well run."""
+        for place in self._held.pop(training_key, ()):
+            heapq.heappush(self._ready, place)
+
+    def drop(self, training_key: str) -> list[Job]:
+        """Take out the cells of a training that failed, and return them."""
+        return [self._cells.pop(place) for place in self._held.pop(training_key, ())]

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -385,7 +385,14 @@ def load_factory(entry: Entry, path: str | None = None) -> Callable[..., Any]:
 
 def _distribution(entry_point: importlib.metadata.EntryPoint) -> tuple[str, str]:
     dist = getattr(entry_point, "dist", None)
-    return (str(dist.name), str(dist.version)) if dist is not None else ("unknown", "?")
+    return _name_and_version(dist) if dist is not None else ("unknown", "?")
+
+
+@lru_cache(maxsize=256)
+def _name_and_version(dist: importlib.metadata.Distribution) -> tuple[str, str]:
+    # Each of the two is found by parsing all of the metadata, with the readme.
+    found = dist.metadata
+    return str(found["Name"]), str(found["Version"])
 
 
 def _canonical(name: str) -> str:

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from medbench.errors import ConfigError, PluginError
+from medbench.model import Model
 from medbench.plugins import Entry, Registry
-from medbench.yamlfile import Document, Model
+from medbench.yamlfile import Document
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 Scalar = StrictBool | StrictInt | float | StrictStr | None

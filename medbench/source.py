@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medbench.api import InputSpec, Support, Task, derive_seed
-from medbench.embed import ImageStore, to_input
+from medbench.api import Dataset, InputSpec, Support, Task, derive_seed
+from medbench.embed import STORE_LIMIT_BYTES, ImageStore, to_input
 from medbench.episodes import Pool, Shape, uniforms
 from medbench.errors import ProtocolError
 from medbench.pools import SourceSet
@@ -32,7 +33,6 @@ class TaskSource:
         Raises `ProtocolError` when no source set can serve the shape.
         """
         self._spec, self._device, self._seed = spec, device, seed
-        self._stores: dict[int, ImageStore] = {}
         self._sets: list[tuple[SourceSet, Shape]] = []
         reasons: list[str] = []
         for one in sets:
@@ -56,13 +56,13 @@ class TaskSource:
             for c in one.train.classes:
                 self._class_ids.setdefault((one.opened.name, int(c)), len(self._class_ids))
         self.n_classes = len(self._class_ids)
+        self._stores = _stores([one.opened.dataset for one, _ in self._sets])
         self._by_class = [
             [one.train.members(0, i) for i in range(one.train.n_classes)] for one, _ in self._sets
         ]
 
     def _read(self, one: SourceSet, indices: Any) -> Tensor:
-        dataset = one.opened.dataset
-        store = self._stores.setdefault(id(dataset), ImageStore(dataset))
+        store = self._stores[id(one.opened.dataset)]
         return to_input(store.read(indices), self._spec, self._device)
 
     def tasks(self, step: int, count: int = 1) -> list[Task]:
@@ -129,3 +129,20 @@ class TaskSource:
                     self._read(one, rows[some]),
                     torch.from_numpy(labels[some]).to(self._device),
                 )
+
+
+def _stores(datasets: Sequence[Dataset]) -> dict[int, ImageStore]:
+    """A store for each dataset, by its `id`; all together keep `STORE_LIMIT_BYTES` of pixels."""
+    found: dict[int, ImageStore] = {}
+    room = STORE_LIMIT_BYTES
+    # The smallest first: that way most datasets are kept.
+    for dataset in sorted(datasets, key=_n_bytes):
+        if id(dataset) not in found:
+            found[id(dataset)] = ImageStore(dataset, room)
+            if _n_bytes(dataset) <= room:
+                room -= _n_bytes(dataset)
+    return found
+
+
+def _n_bytes(dataset: Dataset) -> int:
+    return len(dataset.labels) * math.prod(dataset.info.image_shape)

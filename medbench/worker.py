@@ -47,7 +47,7 @@ from medbench.plugins import Entry, load_factory, registry, resolve_params
 from medbench.protocols import load_protocol
 from medbench.records import write_record
 from medbench.source import TaskSource
-from medbench.tasks import Target, resolve
+from medbench.tasks import Target, alone, resolve
 from medbench.training import Progress, Run
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -116,15 +116,15 @@ def _bench(job: Job, place: Place) -> Bench:
     request = job.request
     found = registry()
     protocol, _ = load_protocol(found, request["protocol"])
-    resolved = resolve(
-        found,
-        protocol,
-        place,
-        non_commercial=request["non_commercial"],
-        shots=[request["shot"]],
-        targets=[request["target_dataset"]],
-    )
-    target = next(t for t in resolved.targets if t.dataset_id == request["target_dataset"])
+    name, shot = request["target_dataset"], request["shot"]
+    if job.kind == "cell":
+        target = alone(found, protocol, place, name, shot)
+    else:
+        allowed = request["non_commercial"]
+        resolved = resolve(
+            found, protocol, place, non_commercial=allowed, shots=[shot], targets=[name]
+        )
+        target = next(t for t in resolved.targets if t.dataset_id == name)
     backbone_ref = BackboneRef(**request["backbone"])
     algorithm_ref = AlgorithmRef(**request["algorithm"])
     device = pick_device(request["device"])
@@ -306,7 +306,7 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
             "deterministic": traits.deterministic,
         },
         "overlap": _overlap(bench, job),
-        "licences": _licences(bench),
+        "licences": _licences(bench, job),
         "backbone": {
             "parameters": sum(p.numel() for p in backbone.parameters()),
             "bytes": sum(t.numel() * t.element_size() for t in backbone.state_dict().values()),
@@ -355,9 +355,9 @@ def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, A
     return load_file(folder / "learned.safetensors"), {k: record[k] for k in keep}
 
 
-def _licences(bench: Bench) -> dict[str, str]:
-    opened = [bench.target.opened, *(s.opened for s in bench.target.sources)]
-    return {o.name: o.dataset.info.licence for o in opened}
+def _licences(bench: Bench, job: Job) -> dict[str, str]:
+    opened = bench.target.opened
+    return {opened.name: opened.dataset.info.licence, **job.request["source_licences"]}
 
 
 def _overlap(bench: Bench, job: Job) -> list[str]:
@@ -366,7 +366,8 @@ def _overlap(bench: Bench, job: Job) -> list[str]:
     target = bench.target
     domain = target.opened.dataset.info.domain
     if bench.entry.spec.traits.meta_trains:
-        same = {s.id for s in target.sources if s.opened.dataset.info.domain == domain}
+        domains = job.request["source_domains"]
+        same = {source for source, of_source in domains.items() if of_source == domain}
         if same and target.protocol.setting == "within_dataset":
             found.append("meta-trained on other classes of the same dataset")
         elif same and target.protocol.setting == "leave_one_site_out":

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medbench.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from medbench.model import Model
 
 _MAX_NODES = 100_000
 Path_ = tuple[str | int, ...]
 
 
-class Model(BaseModel):
-    """Base of every model read from YAML: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-M = TypeVar("M", bound=Model)
+M = TypeVar("M", bound="Model")
 
 
 class _Loader(yaml.SafeLoader):
@@ -183,6 +179,9 @@ class Document:
 
     def validate(self, model: type[M]) -> M:
         """The document as `model`. Raises `ConfigError` that lists every problem with its line."""
+        # Not at the top: `medbench list` reads suites too, and validates none.
+        from pydantic import ValidationError
+
         try:
             return model.model_validate(self.value)
         except ValidationError as error:
@@ -253,6 +252,8 @@ def _fields(model: type[Model], path: Path_) -> list[str]:
 
 
 def _models_in(annotation: Any) -> list[type[Model]]:
+    from medbench.model import Model
+
     if isinstance(annotation, type) and issubclass(annotation, Model):
         return [annotation]
     inner = getattr(annotation, "__args__", ())

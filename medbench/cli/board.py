@@ -6,16 +6,13 @@ from pathlib import Path
 
 import click
 
-from medbench.leaderboard.render import FORMATS, render
-from medbench.leaderboard.table import build_board
-from medbench.metrics import ALL_METRICS
-from medbench.records import find_records
+from medbench.leaderboard.names import FORMATS, METRICS
 
 
 @click.command("leaderboard")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("--metric", type=click.Choice(ALL_METRICS), default="accuracy", show_default=True)
+@click.option("--metric", type=click.Choice(METRICS), default="accuracy", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file.")
 def leaderboard_command(folders: tuple[Path, ...], form: str, metric: str, out: Path | None) -> int:
     """Show a leaderboard from the records in FOLDERS (outputs of runs).
@@ -28,12 +25,22 @@ def leaderboard_command(folders: tuple[Path, ...], form: str, metric: str, out: 
       medbench leaderboard runs/a runs/b --format md --out LEADERBOARD.md
       medbench leaderboard runs/quickstart --metric auroc --format csv
     """
+    # The libraries below take longer to import than `--help` takes.
     from medbench.files import write_bytes
+    from medbench.leaderboard.render import render
+    from medbench.leaderboard.table import build_board
+    from medbench.shelf import Interval, find_briefs
 
-    records = find_records(folders)
-    text = render(build_board(records, metric), form).rstrip("\n")
+    briefs, shelves = find_briefs(folders)
+    known = {k: v for shelf in shelves for k, v in shelf.intervals.get(metric, {}).items()}
+    used: dict[str, Interval] = {}
+    board = build_board(briefs, metric, known, used)
+    for shelf in shelves:
+        shelf.intervals[metric] = used
+        shelf.save()
+    text = render(board, form).rstrip("\n")
     if out is not None:
         write_bytes(out, (text + "\n").encode())
     else:
         click.echo(text)
-    return 0 if any(r.ok for r in records) else 3
+    return 0 if any(b.ok for b in briefs) else 3

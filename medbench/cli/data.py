@@ -10,7 +10,6 @@ import click
 
 from medbench.errors import DataError, DataMissing, MedbenchError, UsageError
 from medbench.plugins import load_factory, registry, resolve_params
-from medbench.protocols import DatasetRef
 
 
 @click.group("data")
@@ -35,6 +34,7 @@ def _parse(params: tuple[str, ...]) -> dict[str, Any]:
 def list_(as_json: bool) -> None:
     """List the datasets, and which of them are here."""
     from medbench.opened import default_place, open_dataset
+    from medbench.protocols import DatasetRef
 
     place = default_place()
     rows = []
@@ -103,6 +103,7 @@ def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> Non
     import numpy as np
 
     from medbench.opened import default_place, open_dataset
+    from medbench.protocols import DatasetRef
 
     place = default_place()
     reports = []

@@ -9,19 +9,18 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
-from medbench.config import Suite, bundled_suites, load_suite
-from medbench.engine.local import Event, Interrupted, Outcome, run_plan
-from medbench.errors import MedbenchError, UsageError
-from medbench.jobs import Folders, Job, cell_state, training_state
-from medbench.opened import default_place
-from medbench.plan import Plan, build_plan, differences
-from medbench.plugins import registry
-from medbench.records import read_record
+from medbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from medbench.config import Suite
+    from medbench.engine.local import Event, Outcome
+    from medbench.jobs import Job
+    from medbench.plan import Plan
+    from medbench.shelf import Shelf
 
 _TELL_EVERY_S = 30.0
 
@@ -72,6 +71,14 @@ def run_command(
       medbench run my-suite.yaml --set seeds=[0,1,2] --set budget.episodes=500
       medbench run quickstart --set algorithms.maml.params.inner_steps=3
     """
+    # The libraries below take longer to import than `--help` takes.
+    import yaml
+
+    from medbench.config import load_suite
+    from medbench.engine.local import Interrupted, run_plan
+    from medbench.opened import default_place
+    from medbench.plugins import registry
+
     found = registry()
     loaded, values = load_suite(suite, found, settings)
     device = _device(device)
@@ -142,11 +149,15 @@ def _device(name: str) -> str:
 
 
 def _plan(suite: Suite, device: str, quiet: bool) -> Plan:
-    from rich.console import Console
+    from medbench.opened import default_place
+    from medbench.plan import build_plan
+    from medbench.plugins import registry
 
     place = default_place()
     if quiet:
         return build_plan(suite, registry(), place, device=device)
+    from rich.console import Console
+
     console = Console(stderr=True)
     with console.status("planning") as status:
         return build_plan(
@@ -174,6 +185,8 @@ def _select(plan: Plan, only: tuple[str, ...]) -> Plan:
 
 
 def _same_suite(out: Path, name: str) -> None:
+    import yaml
+
     try:
         before = yaml.safe_load((out / "suite.yaml").read_text())["name"]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
@@ -186,15 +199,21 @@ def _same_suite(out: Path, name: str) -> None:
 
 
 def _print_plan(plan: Plan, out: Path) -> None:
-    folders = Folders(out)
-    counts = collections.Counter(cell_state(folders, c) for c in plan.cells)
-    click.echo(f"{_n(len(plan.trainings), 'training')}:")
+    from medbench.jobs import Folders, cell_states, training_state
+    from medbench.shelf import Shelf
+
+    shelf = Shelf(out)
+    states = [state for state, _ in cell_states(shelf, plan.cells)]
+    shelf.save()
+    lines = [f"{_n(len(plan.trainings), 'training')}:"]
     for job in plan.trainings:
-        click.echo(f"  {training_state(folders, job)[0]:<8} {job.key[:12]}  {job.title}")
-    click.echo(f"{_n(len(plan.cells), 'cell')}:")
-    for job in plan.cells:
-        click.echo(f"  {cell_state(folders, job):<8} {job.key[:12]}  {job.title}")
-    click.echo(", ".join(f"{n} {state}" for state, n in counts.items()))
+        state = training_state(Folders(out), job)[0]
+        lines.append(f"  {state:<8} {job.key[:12]}  {job.title}")
+    lines.append(f"{_n(len(plan.cells), 'cell')}:")
+    for state, job in zip(states, plan.cells, strict=True):
+        lines.append(f"  {state:<8} {job.key[:12]}  {job.title}")
+    counts = collections.Counter(states)
+    click.echo("\n".join([*lines, ", ".join(f"{n} {state}" for state, n in counts.items())]))
 
 
 class _Screen:
@@ -278,6 +297,12 @@ def status_command(folder: Path, as_json: bool, device: str) -> int:
 
     Exits with 0 when everything is measured, 1 when something is missing, stale or failed.
     """
+    from medbench.bundled import bundled_suites
+    from medbench.config import load_suite
+    from medbench.jobs import Folders, cell_states, training_state
+    from medbench.plugins import registry
+    from medbench.shelf import Shelf
+
     path = folder / "suite.yaml"
     if not path.is_file():
         raise UsageError(
@@ -286,14 +311,11 @@ def status_command(folder: Path, as_json: bool, device: str) -> int:
         )
     suite, _ = load_suite(str(path), registry())
     plan = _plan(suite, _device(device), quiet=True)
-    folders = Folders(folder)
+    folders, shelf = Folders(folder), Shelf(folder)
     rows = []
-    for job in plan.cells:
-        state = cell_state(folders, job)
-        why = _stale(folders, job) if state == "missing" else []
-        error = ""
-        if state not in ("ok", "missing"):
-            error = str(read_record(folders.record(job)).data.get("error", ""))
+    for job, (state, brief) in zip(plan.cells, cell_states(shelf, plan.cells), strict=True):
+        why = _stale(shelf, job) if state == "missing" else []
+        error = brief.own.error if brief and not brief.ok else ""
         rows.append(
             {
                 "title": job.title,
@@ -304,51 +326,40 @@ def status_command(folder: Path, as_json: bool, device: str) -> int:
                 "log": str(folders.log(job)) if error else "",
             }
         )
-    counts = collections.Counter(r["state"] for r in rows)
+    shelf.save()
+    counts = collections.Counter(str(r["state"]) for r in rows)
     trainings = collections.Counter(training_state(folders, j)[0] for j in plan.trainings)
     if as_json:
         click.echo(json.dumps({"cells": rows, "counts": counts, "trainings": trainings}, indent=1))
     else:
-        click.echo(
+        lines = [
             f"suite {suite.name} in {folder}: {_n(len(rows), 'cell')}, "
             + ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-        )
+        ]
         if trainings:
-            click.echo(
+            lines.append(
                 f"{_n(len(plan.trainings), 'training')}, "
                 + ", ".join(f"{n} {state}" for state, n in sorted(trainings.items()))
             )
         for row in rows:
             if row["state"] != "ok":
-                click.echo(f"  {row['state']:<11} {row['title']}")
-                for text in [*row["changed"][:5], row["error"], row["log"]]:
-                    if text:
-                        click.echo(f"      {text}")
+                lines.append(f"  {row['state']:<11} {row['title']}")
+                told = [*row["changed"][:5], row["error"], row["log"]]
+                lines += [f"      {text}" for text in told if text]
+        # One write: a hundred thousand small ones take seconds.
+        click.echo("\n".join(lines))
     return 0 if set(counts) <= {"ok"} else 1
 
 
-def _stale(folders: Folders, job: Job) -> list[str]:
+def _stale(shelf: Shelf, job: Job) -> list[str]:
     """What changed since the newest record of this cell under another key."""
-    older = [
-        p
-        for p in (folders.out / "records").glob(f"{_literal(job.slug)}-*.json")
-        if p != folders.record(job)
-    ]
-    found = []
-    for path in older:
-        try:
-            found.append(read_record(path))
-        except MedbenchError:
-            continue
-    if not found:
+    from medbench.plan import differences
+
+    newest = shelf.newest(job.slug, but=job.key)
+    if newest is None:
         return []
-    newest = max(found, key=lambda r: str(r.data.get("created")))
-    changed = differences(newest.data.get("ingredients", {}), job.ingredients)
+    changed = differences(newest.ingredients(), job.ingredients)
     return [c for c in changed if not c.startswith("training:")] or changed
-
-
-def _literal(text: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
 
 
 def _n(count: int, noun: str) -> str:

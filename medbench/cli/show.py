@@ -65,7 +65,7 @@ def _rows(kind: str) -> list[dict[str, Any]]:
 
 
 def _suites() -> list[dict[str, Any]]:
-    from medbench.config import bundled_suites
+    from medbench.bundled import bundled_suites
     from medbench.yamlfile import Document
 
     return [
@@ -110,7 +110,7 @@ def info_command(name: str, as_json: bool) -> None:
       medbench info medmnist/retina
       medbench info timm:resnet18
     """
-    from medbench.config import bundled_suites
+    from medbench.bundled import bundled_suites
 
     entries = registry().find(name)
     suites = bundled_suites()

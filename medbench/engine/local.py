@@ -25,10 +25,20 @@ from typing import Any, Literal
 from medbench.api import Place
 from medbench.errors import MedbenchError, OutputError, Unavailable
 from medbench.files import locked, output_error, write_bytes, write_json
-from medbench.jobs import WAITING, Folders, Job, cell_state, training_state, write_failure
+from medbench.jobs import (
+    WAITING,
+    Folders,
+    Job,
+    Waiting,
+    cell_state,
+    cell_states,
+    training_state,
+    write_failure,
+)
 from medbench.plan import Plan
 from medbench.plugins import Registry
 from medbench.records import PLAN_FILE, read_record
+from medbench.shelf import Shelf
 
 _POLL_S = 0.5
 _GRACE_S = 3.0
@@ -145,37 +155,43 @@ class _Engine:
         self._outcome = Outcome()
         self._running: list[_Running] = []
         self._context = multiprocessing.get_context("forkserver")
-        self._cells: list[Job] = []
-        for job in plan.cells:
-            state = cell_state(self._folders, job)
+        cells: list[Job] = []
+        shelf = Shelf(out)
+        for job, (state, _) in zip(plan.cells, cell_states(shelf, plan.cells), strict=True):
             if state == "missing" or (state != "ok" and retry_failed):
-                self._cells.append(job)
+                cells.append(job)
             elif state == "ok":
                 self._outcome.kept += 1
             else:
                 self._outcome.kept_failed += 1
-        needed = {job.training_key for job in self._cells}
-        self._trained: dict[str, tuple[str, str]] = {}
-        self._trainings: list[Job] = []
+        shelf.save()
+        needed = {job.training_key for job in cells}
+        done: dict[str, tuple[str, str]] = {}
+        trainings: list[Job] = []
         for job in plan.trainings:
             if job.key not in needed:
                 continue
             status, error = training_state(self._folders, job)
             if status == "missing" or (status != "ok" and retry_failed):
-                self._trainings.append(job)
+                trainings.append(job)
             else:
-                self._trained[job.key] = (status, error)
+                done[job.key] = (status, error)
+        self._waiting = Waiting(trainings, cells)
+        self._with_timm = any("timm" in str(job.request["backbone"]["name"]) for job in cells)
+        # Trainings that ended before this run; their cells are looked after once it has begun.
+        self._done_before = done
         self._titles = {job.key: job.title for job in plan.trainings}
 
     def run(self) -> Outcome:
-        if not self._cells:
+        if not self._waiting:
             return self._outcome
         self._start_server()
         try:
-            while self._trainings or self._cells or self._running:
-                self._fail_dependents()
+            for key, (status, error) in self._done_before.items():
+                self._trained(key, status, error)
+            while self._waiting or self._running:
                 while len(self._running) < self._workers:
-                    job = self._next()
+                    job = self._waiting.take()
                     if job is None:
                         break
                     self._start(job)
@@ -194,28 +210,20 @@ class _Engine:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(self._threads)
         # This module too: children must run the code of this run, whatever is edited meanwhile.
-        preload = [__name__, "medbench.worker"]
-        if any("timm" in str(job.request["backbone"]["name"]) for job in self._cells):
+        preload = [__name__, "medbench.engine.preload"]
+        if self._with_timm:
             preload.append("timm")
         self._context.set_forkserver_preload(preload)
 
-    def _next(self) -> Job | None:
-        # Trainings first: other jobs wait for them.
-        if self._trainings:
-            return self._trainings.pop(0)
-        for i, job in enumerate(self._cells):
-            if job.training_key is None or job.training_key in self._trained:
-                return self._cells.pop(i)
-        return None
-
-    def _fail_dependents(self) -> None:
-        for job in [c for c in self._cells if c.training_key in self._trained]:
-            status, error = self._trained[str(job.training_key)]
-            if status != "ok":
-                self._cells.remove(job)
-                title = self._titles[str(job.training_key)]
-                self._fail(job, status, "meta_train", f"Its training ({title}) failed: {error}")
-                self._finished(job, 0.0)
+    def _trained(self, key: str, status: str, error: str) -> None:
+        """Let the cells of a training run, or fail them with it."""
+        if status == "ok":
+            self._waiting.release(key)
+            return
+        for job in self._waiting.drop(key):
+            text = f"Its training ({self._titles[key]}) failed: {error}"
+            self._fail(job, status, "meta_train", text)
+            self._finished(job, 0.0)
 
     def _start(self, job: Job) -> None:
         reader, writer = self._context.Pipe(duplex=False)
@@ -306,9 +314,9 @@ class _Engine:
     def _finished(self, job: Job, seconds: float) -> None:
         if job.kind == "training":
             status, error = training_state(self._folders, job)
-            self._trained[job.key] = (status, error)
             self._outcome.trainings += status == "ok"
             self._watch(Event("finished", job, status=status, error=error, seconds=seconds))
+            self._trained(job.key, status, error)
             return
         record = read_record(self._folders.record(job))
         self._outcome.measured += record.ok

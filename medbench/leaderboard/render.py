@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-from tabulate import tabulate
-
+from medbench.leaderboard.names import FORMATS, METRICS
 from medbench.leaderboard.table import Board, Row, Table
 
-FORMATS = ("table", "md", "csv", "json")
-_NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced acc.",
-    "auroc": "AUROC",
-    "f1": "macro F1",
-    "nll": "NLL",
-    "ece": "ECE",
-    "average_precision": "mean AP",
-    "grade_error": "grade error",
-    "kappa": "weighted kappa",
-}
+__all__ = ["FORMATS", "render"]
+
+# The first columns hold names.
+_N_NAMES = 2
+_CORNERS = (("╭", "┬", "╮"), ("├", "┼", "┤"), ("╰", "┴", "╯"))
 # Printed as they are; the others are shares, printed in per cent.
 _RAW = ("nll", "grade_error", "kappa")
 
@@ -30,27 +25,21 @@ _RAW = ("nll", "grade_error", "kappa")
 def render(board: Board, form: str) -> str:
     """The board in one of `FORMATS`."""
     if form == "csv":
-        text: str = _frame(board).to_csv(index=False, lineterminator="\n")
-        return text
+        return _csv(board)
     if form == "json":
         return json.dumps(dataclasses.asdict(board), indent=1, allow_nan=False)
     blocks = []
     for table in board.tables:
         title = f"## {table.title}\n" if form == "md" else f"{table.title}\n"
-        body = tabulate(
-            [[_escape(c, form) for c in cells] for cells in _cells(table)],
-            headers=_headers(table),
-            tablefmt="github" if form == "md" else "rounded_outline",
-            disable_numparse=True,
-            colalign=("left", "left", *["right"] * (len(_headers(table)) - 2)),
-        )
+        lines = [_headers(table), *([_escape(c, form) for c in cells] for cells in _cells(table))]
+        body = _drawn(lines, form)
         facts = _facts(table)
         blocks.append(f"{title}\n{body}\n\n{facts}" if form == "md" else f"{title}{body}\n{facts}")
     return "\n\n".join([*blocks, _notes(board, form)])
 
 
 def _headers(table: Table) -> list[str]:
-    head = ["algorithm", "backbone", f"{_NAMES.get(table.metric, table.metric)} [95 %]"]
+    head = ["algorithm", "backbone", f"{METRICS.get(table.metric, table.metric)} [95 %]"]
     if not table.target:
         head += ["rank", "targets"]
     head += ["adapt ms (p95)", "predict ms", "host MiB"]
@@ -59,12 +48,43 @@ def _headers(table: Table) -> list[str]:
     return [*head, "adapted", "train s", "train images", "seeds x episodes"]
 
 
+def _drawn(lines: Sequence[Sequence[str]], form: str) -> str:
+    """Lines of cells, the first of them headers, as a table; names stand left, numbers right."""
+    widths = [
+        max(2 + _width(column[0]), *map(_width, column)) for column in zip(*lines, strict=True)
+    ]
+
+    def padded(cells: Sequence[str]) -> list[str]:
+        gaps = [w - _width(c) for w, c in zip(widths, cells, strict=True)]
+        return [
+            f" {c}{' ' * gap} " if i < _N_NAMES else f" {' ' * gap}{c} "
+            for i, (c, gap) in enumerate(zip(cells, gaps, strict=True))
+        ]
+
+    bar = "|" if form == "md" else "│"
+    head, *body = [f"{bar}{bar.join(padded(cells))}{bar}" for cells in lines]
+    if form == "md":
+        return "\n".join([head, f"|{'|'.join('-' * (w + 2) for w in widths)}|", *body])
+    rules = ["─" * (w + 2) for w in widths]
+    top, middle, bottom = (left + mid.join(rules) + right for left, mid, right in _CORNERS)
+    return "\n".join([top, head, middle, *body, bottom])
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
 def _has_device(table: Table) -> bool:
     return any(r.peak_device_bytes is not None for r in table.rows)
 
 
 def _cells(table: Table) -> list[list[str]]:
     lines = []
+    has_device = _has_device(table)
     for row in table.rows:
         name = row.algorithm + (" (T)" if row.transductive else "")
         line = [name, row.backbone, _score(row, table.metric)]
@@ -75,7 +95,7 @@ def _cells(table: Table) -> list[list[str]]:
             _number(row.prediction_s, 1e3),
             _number(row.peak_host_added_bytes, 2.0**-20, 1),
         ]
-        if _has_device(table):
+        if has_device:
             line.append(_number(row.peak_device_bytes, 2.0**-20, 1))
         line += [
             _number(row.parameters_adapted, 1.0, 0),
@@ -107,17 +127,13 @@ def _number(value: float | None, factor: float, digits: int | None = None) -> st
     return f"{scaled:,.{digits}f}"
 
 
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|_*`[]"} | {"<": "&lt;", ">": "&gt;"})
+
+
 def _escape(text: str, form: str) -> str:
     # Names are strangers' text; a bar or a newline would break the row.
     text = " ".join(text.split())
-    if form == "md":
-        for char in "\\|_*`<>[]":
-            text = (
-                text.replace(char, f"\\{char}")
-                if char not in "<>"
-                else text.replace(char, "&lt;" if char == "<" else "&gt;")
-            )
-    return text
+    return text.translate(_MARKDOWN) if form == "md" else text
 
 
 def _facts(table: Table) -> str:
@@ -165,46 +181,50 @@ def _notes(board: Board, form: str) -> str:
     return "\n\n".join(lines) if form == "md" else "\n".join(lines)
 
 
-def _frame(board: Board) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
-    for table in board.tables:
-        for row in table.rows:
-            score = row.score
-            rows.append(
-                {
-                    "protocol": table.protocol,
-                    "target": table.target or "overall",
-                    "way": table.way,
-                    "shot": table.shot,
-                    "algorithm": row.algorithm,
-                    "backbone": row.backbone,
-                    "transductive": row.transductive,
-                    "metric": table.metric,
-                    "mean": score.mean if score else None,
-                    "low": score.low if score else None,
-                    "high": score.high if score else None,
-                    "interval_covers": score.covers if score else None,
-                    "n_seeds": score.n_seeds if score else None,
-                    "n_episodes": row.n_episodes,
-                    "mean_rank": row.mean_rank,
-                    "n_ok": row.n_ok,
-                    "n_failed": row.n_failed,
-                    "failures": " ".join(f"{k}:{v}" for k, v in row.failures.items()),
-                    "adaptation_s": row.adaptation_s,
-                    "adaptation_p95_s": row.adaptation_p95_s,
-                    "prediction_s": row.prediction_s,
-                    "peak_host_bytes": row.peak_host_bytes,
-                    "peak_host_added_bytes": row.peak_host_added_bytes,
-                    "peak_device_bytes": row.peak_device_bytes,
-                    "parameters_adapted": row.parameters_adapted,
-                    "train_s": row.train_s,
-                    "train_images": row.train_images,
-                    "hardware": table.hardware,
-                    "sources": " ".join(table.sources),
-                    "overlap": "; ".join(row.overlap),
-                }
-            )
-    frame = pd.DataFrame(rows)
-    for column in ("way", "shot", "n_seeds"):
-        frame[column] = frame[column].astype("Int64")
-    return frame
+def _csv(board: Board) -> str:
+    """A line for every row of every table; what is not known is empty."""
+    out = io.StringIO()
+    lines = (_line(table, row) for table in board.tables for row in table.rows)
+    writer = None
+    for line in lines:
+        if writer is None:
+            writer = csv.DictWriter(out, list(line), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def _line(table: Table, row: Row) -> dict[str, Any]:
+    score = row.score
+    return {
+        "protocol": table.protocol,
+        "target": table.target or "overall",
+        "way": table.way,
+        "shot": table.shot,
+        "algorithm": row.algorithm,
+        "backbone": row.backbone,
+        "transductive": row.transductive,
+        "metric": table.metric,
+        "mean": score.mean if score else None,
+        "low": score.low if score else None,
+        "high": score.high if score else None,
+        "interval_covers": score.covers if score else None,
+        "n_seeds": score.n_seeds if score else None,
+        "n_episodes": row.n_episodes,
+        "mean_rank": row.mean_rank,
+        "n_ok": row.n_ok,
+        "n_failed": row.n_failed,
+        "failures": " ".join(f"{k}:{v}" for k, v in row.failures.items()),
+        "adaptation_s": row.adaptation_s,
+        "adaptation_p95_s": row.adaptation_p95_s,
+        "prediction_s": row.prediction_s,
+        "peak_host_bytes": row.peak_host_bytes,
+        "peak_host_added_bytes": row.peak_host_added_bytes,
+        "peak_device_bytes": row.peak_device_bytes,
+        "parameters_adapted": row.parameters_adapted,
+        "train_s": row.train_s,
+        "train_images": row.train_images,
+        "hardware": table.hardware,
+        "sources": " ".join(table.sources),
+        "overlap": "; ".join(row.overlap),
+    }

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import statistics
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from medbench.errors import DataError
+from medbench.briefs import Brief, Setting, brief_of
+from medbench.leaderboard.intervals import Intervals, RowKey
 from medbench.records import Record
-from medbench.stats import Estimate, estimate
+from medbench.shelf import Interval, spread
+from medbench.stats import Estimate
 
-RowKey = tuple[str, str]
+_COSTS = (
+    "adaptation_s",
+    "adaptation_p95_s",
+    "prediction_s",
+    "peak_host_bytes",
+    "peak_host_added_bytes",
+    "peak_device_bytes",
+    "parameters_adapted",
+    "train_s",
+    "train_images",
+)
 
 
 @dataclass(frozen=True)
@@ -79,103 +93,118 @@ class Board:
     covers: tuple[str, ...] = field(default=())
 
 
-def build_board(records: Iterable[Record], metric: str = "accuracy") -> Board:
+@dataclass(frozen=True)
+class _Place:
+    """Which table a record belongs to."""
+
+    protocol: str
+    sources: tuple[str, ...]
+    hardware: str
+    target: str
+    way: int
+    shot: int
+
+
+def build_board(
+    records: Iterable[Record | Brief],
+    metric: str = "accuracy",
+    known: Mapping[str, Interval] | None = None,
+    used: MutableMapping[str, Interval] | None = None,
+) -> Board:
     """Group records into tables: per target and shot, then overall for every protocol.
 
     Rows that were trained on other sources, or timed on other hardware, stand in other tables.
-    Raises `DataError` for records without `metric`.
+    Intervals found among the `known` ones are not computed again; those of this board are put
+    into `used`. Raises `DataError` for records without `metric`, or whose scores were changed.
     """
-    groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    everything = list(records)
-    hardware_of = _hardware(everything)
-    sources_of = _sources(everything)
-    for record in everything:
-        cell = record.cell
-        target = str(cell["target"]).rpartition(":")[0]
-        protocol = f"{cell['protocol']} v{cell['protocol_version']}"
-        key = (
-            protocol,
-            sources_of[id(record)],
-            hardware_of[id(record)],
-            target,
-            cell["way"],
-            cell["shot"],
-        )
-        groups[key].append(record)
-    scores: dict[int, NDArray[np.float64]] = {id(r): _scores(r, metric) for r in everything if r.ok}
-    tables: list[Table] = []
-    overall: dict[tuple[Any, ...], list[tuple[Table, list[Record]]]] = defaultdict(list)
-    for key in sorted(groups, key=lambda k: (k[0], k[3], k[4], k[5], str(k[1]), k[2])):
-        protocol, sources, hardware, target, way, shot = key
-        rows = _rows([groups[key]], scores)
-        table = Table(protocol, target, way, shot, sources, hardware, metric, rows)
-        tables.append(table)
-        overall[(protocol, hardware)].append((table, groups[key]))
-    totals = []
-    for (protocol, hardware), members in overall.items():
-        if len(members) < 2:
-            continue
-        rows = _rows([group for _, group in members], scores)
-        rows = tuple(_ranked(rows, [table for table, _ in members]))
-        totals.append(Table(protocol, "", None, None, (), hardware, metric, rows))
+    briefs = [r if isinstance(r, Brief) else brief_of(r) for r in records]
+    groups = _grouped(briefs)
+    intervals = Intervals(metric, known or {}, {} if used is None else used)
+    order = sorted(
+        groups, key=lambda p: (p.protocol, p.target, p.way, p.shot, str(p.sources), p.hardware)
+    )
+    protocols: dict[tuple[str, str], list[_Place]] = defaultdict(list)
+    for place in order:
+        protocols[place.protocol, place.hardware].append(place)
+    tables: dict[_Place, Table] = {}
+    totals: list[Table] = []
+    for (protocol, hardware), places in protocols.items():
+        rows = [groups[p] for p in places]
+        alone, overall = intervals.estimates([_complete(r) for r in rows])
+        for place, members, found in zip(places, rows, alone, strict=True):
+            lines = _rows([members], found)
+            tables[place] = Table(
+                protocol,
+                place.target,
+                place.way,
+                place.shot,
+                place.sources,
+                hardware,
+                metric,
+                lines,
+            )
+        if len(places) > 1:
+            lines = tuple(_ranked(_rows(rows, overall), [tables[p] for p in places]))
+            totals.append(Table(protocol, "", None, None, (), hardware, metric, lines))
+    # What was not read for an interval is still held against its digest.
+    spread(Brief.verify, [b for b in briefs if b.ok and not b.verified])
     licences: dict[str, str] = {}
-    for record in everything:
-        licences |= record.data.get("licences", {})
-    covers = sorted({r.score.covers for t in tables for r in t.rows if r.score})
-    return Board((*tables, *totals), licences, len(everything), metric, tuple(covers))
+    for setting in dict.fromkeys(b.setting for b in briefs):
+        licences |= dict(setting.licences)
+    everything = (*(tables[p] for p in order), *totals)
+    covers = sorted({r.score.covers for t in everything for r in t.rows if r.score})
+    return Board(everything, licences, len(briefs), metric, tuple(covers))
 
 
-def _hardware(records: Sequence[Record]) -> dict[int, str]:
-    """The hardware class of each record; a failed one, which has none, joins where it can."""
-    known = sorted({r.data["hardware"]["class"] for r in records if r.ok})
+def _grouped(briefs: Sequence[Brief]) -> dict[_Place, dict[RowKey, list[Brief]]]:
+    """The records of every row of every table."""
+    known = sorted({str(b.hardware) for b in briefs if b.ok})
+    # A failed record names neither hardware nor sources; it joins the others where it can.
+    elsewhere = known[0] if len(known) == 1 else "unknown"
+    seen: dict[tuple[Any, ...], set[tuple[str, ...]]] = defaultdict(set)
+    for s in {b.setting for b in briefs}:
+        if s.sources is not None:
+            seen[s.protocol, s.protocol_version, s.target].add(s.sources)
+    places: dict[tuple[Setting, bool], _Place] = {}
+    groups: dict[_Place, dict[RowKey, list[Brief]]] = {}
+    for b in briefs:
+        s, own = b.setting, b.own
+        place = places.get((s, b.ok))
+        if place is None:
+            options = seen[s.protocol, s.protocol_version, s.target]
+            place = places[s, b.ok] = _Place(
+                f"{s.protocol} v{s.protocol_version}",
+                s.sources
+                if s.sources is not None
+                else (next(iter(options)) if len(options) == 1 else ()),
+                str(s.hardware) if b.ok else elsewhere,
+                s.target.rpartition(":")[0],
+                s.way,
+                s.shot,
+            )
+        key = (str(own.algorithm_label or own.algorithm), str(own.backbone_label or own.backbone))
+        groups.setdefault(place, {}).setdefault(key, []).append(b)
+    return groups
+
+
+def _complete(rows: Mapping[RowKey, list[Brief]]) -> dict[RowKey, list[Brief]]:
+    """The rows with all their seeds, in order.
+
+    A mean over the seeds that happened to end well would flatter a method that often fails.
+    """
     return {
-        id(r): r.data["hardware"]["class"] if r.ok else (known[0] if len(known) == 1 else "unknown")
-        for r in records
+        key: sorted(members, key=lambda b: b.own.seed)
+        for key, members in rows.items()
+        if all(b.ok for b in members)
     }
 
 
-def _sources(records: Sequence[Record]) -> dict[int, tuple[str, ...]]:
-    """The source datasets of each record; a failed one, which names none, joins its target's."""
-    seen: dict[tuple[Any, ...], set[tuple[str, ...]]] = defaultdict(set)
-
-    def place(record: Record) -> tuple[Any, ...]:
-        cell = record.cell
-        return cell["protocol"], cell["protocol_version"], cell["target"]
-
-    for record in records:
-        if "sources" in record.cell:
-            seen[place(record)].add(tuple(record.cell["sources"]))
-    found = {}
-    for record in records:
-        if "sources" in record.cell:
-            found[id(record)] = tuple(record.cell["sources"])
-        else:
-            options = seen[place(record)]
-            found[id(record)] = next(iter(options)) if len(options) == 1 else ()
-    return found
-
-
-def _scores(record: Record, metric: str) -> NDArray[np.float64]:
-    scores = record.scores()
-    if metric not in scores:
-        raise DataError(f"{record.path}: no metric {metric!r}; it has {', '.join(scores)}.")
-    return scores[metric]
-
-
 def _rows(
-    groups: Sequence[list[Record]], scores: Mapping[int, NDArray[np.float64]]
+    groups: Sequence[Mapping[RowKey, list[Brief]]], scores: Mapping[RowKey, Estimate]
 ) -> tuple[Row, ...]:
     """Rows over one target, or over several; best first, those without a score last."""
-    by_row: dict[RowKey, list[list[Record]]] = defaultdict(lambda: [[] for _ in groups])
-    for i, group in enumerate(groups):
-        for record in group:
-            cell = record.cell
-            key = (
-                str(cell.get("algorithm_label", cell["algorithm"])),
-                str(cell.get("backbone_label", cell["backbone"])),
-            )
-            by_row[key][i].append(record)
-    rows = [_row(key, members, scores) for key, members in by_row.items()]
+    keys = dict.fromkeys(key for group in groups for key in group)
+    rows = [_row(key, [g.get(key, []) for g in groups], scores.get(key)) for key in keys]
     return tuple(
         sorted(
             rows,
@@ -189,55 +218,28 @@ def _rows(
     )
 
 
-def _row(
-    key: RowKey, members: list[list[Record]], scores: Mapping[int, NDArray[np.float64]]
-) -> Row:
-    everything = [r for target in members for r in target]
-    ok = [r for r in everything if r.ok]
-    failed = [r for r in everything if not r.ok]
-    # Only targets with all their seeds count: a mean over the seeds that happened to end well
-    # would flatter a method that often fails.
-    complete = [
-        sorted(target, key=lambda r: int(r.cell["seed"]))
-        for target in members
-        if target and all(r.ok for r in target)
-    ]
-    score = None
-    seeds = {tuple(int(r.cell["seed"]) for r in target) for target in complete}
-    if len(complete) == len(members) and len(seeds) == 1:
-        lengths = [min(len(scores[id(r)]) for r in target) for target in complete]
-        score = estimate(
-            [
-                np.stack([scores[id(r)][:n] for r in target])
-                for target, n in zip(complete, lengths, strict=True)
-            ]
-        )
-
-    def cost(*path: str) -> float | None:
-        return _median(_dig(r.data, path) for r in ok)
-
+def _row(key: RowKey, members: list[list[Brief]], score: Estimate | None) -> Row:
+    everything = [b for target in members for b in target]
+    ok = [b for b in everything if b.ok]
+    failed = [b for b in everything if not b.ok]
+    settings = {id(b.setting): b.setting for b in ok}.values()
+    costs = {
+        name: _median([v for b in ok if (v := getattr(b.own, name)) is not None]) for name in _COSTS
+    }
     return Row(
         algorithm=key[0],
         backbone=key[1],
-        transductive=any(r.data.get("traits", {}).get("transductive") for r in ok),
+        transductive=any(s.transductive for s in settings),
         score=score,
         n_ok=len(ok),
         n_failed=len(failed),
-        failures=dict(Counter(str(r.data["status"]) for r in failed)),
-        errors=tuple(dict.fromkeys(str(r.data.get("error", "")) for r in failed)),
+        failures=dict(Counter(b.own.status for b in failed)),
+        errors=tuple(dict.fromkeys(b.own.error for b in failed)),
         n_episodes=score.n_episodes if score else 0,
-        adaptation_s=cost("costs", "times", "adaptation_s", "median"),
-        adaptation_p95_s=cost("costs", "times", "adaptation_s", "p95"),
-        prediction_s=cost("costs", "times", "prediction_s", "median"),
-        peak_host_bytes=cost("costs", "memory", "peak_host_bytes"),
-        peak_host_added_bytes=cost("costs", "memory", "peak_host_added_bytes"),
-        peak_device_bytes=cost("costs", "memory", "peak_device_bytes"),
-        parameters_adapted=cost("costs", "parameters_adapted"),
-        train_s=cost("training", "train_s"),
-        train_images=cost("training", "images_seen"),
-        overlap=tuple(sorted({o for r in ok for o in r.data.get("overlap", ())})),
-        targets_ok=len(complete),
+        overlap=tuple(sorted({o for s in settings for o in s.overlap})),
+        targets_ok=sum(bool(target) and all(b.ok for b in target) for target in members),
         targets=len(members),
+        **costs,
     )
 
 
@@ -245,34 +247,20 @@ def _ranked(rows: Sequence[Row], tables: Sequence[Table]) -> list[Row]:
     """Rows with their mean rank over the tables; ties share a rank, failures rank last."""
     ranks: dict[RowKey, list[float]] = defaultdict(list)
     for table in tables:
-        means = {
-            (r.algorithm, r.backbone): r.score.mean if r.score else -math.inf for r in table.rows
-        }
-        for key, mean in means.items():
-            better = sum(m > mean for m in means.values())
-            equal = sum(m == mean for m in means.values())
-            ranks[key].append(better + (equal + 1) / 2)
-    return [
-        Row(
-            **{
-                **vars(row),
-                "mean_rank": float(np.mean(ranks[row.algorithm, row.backbone]))
-                if len(ranks[row.algorithm, row.backbone]) == len(tables)
-                else None,
-            }
-        )
-        for row in rows
-    ]
+        means = [r.score.mean if r.score else -math.inf for r in table.rows]
+        in_order = sorted(means)
+        for row, mean in zip(table.rows, means, strict=True):
+            better = len(means) - bisect_right(in_order, mean)
+            equal = len(means) - better - bisect_left(in_order, mean)
+            ranks[row.algorithm, row.backbone].append(better + (equal + 1) / 2)
+    found = []
+    for row in rows:
+        own = ranks[row.algorithm, row.backbone]
+        mean_rank = float(np.mean(own)) if len(own) == len(tables) else None
+        found.append(dataclasses.replace(row, mean_rank=mean_rank))
+    return found
 
 
-def _dig(data: Any, path: Sequence[str]) -> Any:
-    for step in path:
-        if not isinstance(data, Mapping) or step not in data:
-            return None
-        data = data[step]
-    return data
-
-
-def _median(values: Iterable[Any]) -> float | None:
-    found = [float(v) for v in values if v is not None]
-    return float(np.median(found)) if found else None
+def _median(values: Sequence[float]) -> float | None:
+    # As numpy's, without its cost for three numbers.
+    return statistics.median(values) if values else None

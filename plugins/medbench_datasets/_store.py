@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -49,6 +50,27 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Let one process at a time make `path`; what killed ones left of it is removed.
+
+    The system frees the lock when its holder dies. Raises `Unavailable` when the folder cannot be
+    written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f"{path.name}.lock").open("a")
+    except OSError as error:
+        raise Unavailable(
+            f"Cannot write {path}: {error.strerror}. Choose a folder that can be written."
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for debris in path.parent.glob(f".{path.name}.*.part"):
+            debris.unlink(missing_ok=True)
+        yield
 
 
 @dataclass(frozen=True)

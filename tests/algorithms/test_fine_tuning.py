@@ -473,7 +473,8 @@ def test_adapters_start_close_to_the_frozen_network(kind: Any, task: Task) -> No
     change, tuned = predictor.change, predictor.tuned
     with torch.no_grad():
         gap = (change.features(tuned, task.query) - backbone(task.query)).abs().max()
-    assert gap == 0 if kind == "adaptformer" else 0 < gap < 0.05
+    # Nothing is added yet; the images' other memory layout rounds in another way.
+    assert gap < 1e-5 if kind == "adaptformer" else 1e-4 < gap < 0.05
     down = torch.cat([v.flatten() for k, v in tuned.items() if k.endswith("down.weight")])
     if kind == "houlsby":
         assert down.abs().max() <= 0.02

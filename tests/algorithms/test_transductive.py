@@ -21,12 +21,13 @@ from medbench.api import Algorithm, ContractError, Support
 from medbench_algorithms.transductive import joint
 from medbench_algorithms.transductive.bd_cspn import BDCSPN
 from medbench_algorithms.transductive.gaussian_mixture import GaussianMixture
-from medbench_algorithms.transductive.graph import nearest_only, propagate
+from medbench_algorithms.transductive.graph import distances_among, nearest_only, propagate
 from medbench_algorithms.transductive.information import Information
-from medbench_algorithms.transductive.joint import Joint, compact
+from medbench_algorithms.transductive.joint import Joint, Points, compact
 from medbench_algorithms.transductive.label_propagation import LabelPropagation
-from medbench_algorithms.transductive.laplacian_shot import LaplacianShot, bound_updates
+from medbench_algorithms.transductive.laplacian_shot import LaplacianShot, affinities, bound_updates
 from medbench_algorithms.transductive.pt_map import PTMAP, power_transform
+from medbench_algorithms.transductive.shifted import Shifted
 from medbench_algorithms.transductive.sinkhorn import transport
 from medbench_algorithms.transductive.tim import TIM, AlphaTIM
 from medbench_algorithms.transductive.tpn import TPN, Widths
@@ -299,6 +300,45 @@ def test_an_episode_stops_by_itself_whatever_others_do() -> None:
         assert torch.equal(alone[0], together[e])
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("move", [True, False])
+def test_shifted_features_equal_those_moved_in_memory(scaled: bool, move: bool) -> None:
+    support, query = episodes()
+    rows = torch.cat([support.inputs, query], 1)
+    rows[:, [0, 12]] = 0  # a null feature on either side
+    targets = F.one_hot(support.labels, 4).double().mT
+    lengths = rows.norm(dim=-1, keepdim=True).clamp_min(1e-12) if scaled else None
+    shifted = Shifted(Points(rows.clone(), lengths), targets, move=move)
+    x, q = (F.normalize(rows, dim=-1) if scaled else rows).split([11, 9], 1)
+    q = q + (x.mean(1, keepdim=True) - q.mean(1, keepdim=True)) * move
+    both, means = torch.cat([x, q], 1), targets / targets.sum(-1, keepdim=True) @ x
+    vectors, weights = torch.randn(6, 4, 7).double(), torch.rand(6, 4, 20).double()
+    unit = [F.normalize(z, dim=-1) for z in (both, means, vectors)]
+    torch.testing.assert_close(shifted.plain, means)
+    torch.testing.assert_close(shifted.squares, both.square().sum(-1).unsqueeze(-2))
+    torch.testing.assert_close(shifted.cosines, unit[1] @ unit[0].mT)
+    torch.testing.assert_close(shifted.products_of_queries(vectors), vectors @ q.mT)
+    torch.testing.assert_close(shifted.cosines_of_queries(vectors), unit[2] @ unit[0][:, 11:].mT)
+    torch.testing.assert_close(shifted.sums(weights), weights @ both)
+    # Distances lack what a row has in common, and those of a null feature are all equal.
+    apart = torch.cdist(q, q)
+    order = shifted.distances_among_queries().argsort(-1)
+    torch.testing.assert_close(apart.gather(-1, order), apart.sort(-1).values, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 4, 8, 20])
+def test_few_and_many_neighbours_are_the_nearest_others(k: int) -> None:
+    distances = torch.cdist(*2 * [torch.randn(3, 9, 5)])
+    distances[1] = 1.0  # ties: as many neighbours as asked for, and never the point itself
+    found = affinities(distances.clone(), k)
+    assert torch.equal(found.sum(-1), torch.full((3, 9), float(min(k, 8))))
+    assert (found.diagonal(dim1=-2, dim2=-1) == 0).all()
+    expected = torch.zeros(9, 9)
+    for i, row in enumerate(distances[0]):
+        expected[i, row.argsort()[1 : k + 1]] = 1
+    assert torch.equal(found[0], expected)
+
+
 def test_one_query_of_the_shifting_methods_is_told_apart() -> None:
     support, query = episodes()
     for method in (BDCSPN(), LaplacianShot(normalize="l2"), PTMAP()):
@@ -469,6 +509,16 @@ def test_nearest_only_keeps_pairs_wanted_by_either() -> None:
     assert torch.equal(nearest_only(affinity, 1), expected)
 
 
+def test_distances_among_features_are_symmetric_and_survive_a_common_offset() -> None:
+    features = torch.randn(2, 12, 30)
+    exact = torch.cdist(features.double(), features.double()).square().float()
+    for offset in (0.0, 100.0):
+        found = distances_among(features + offset)
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=2e-3)
+        assert torch.equal(found, found.mT)
+        assert (found.diagonal(dim1=-2, dim2=-1) == 0).all()
+
+
 # --- TPN -----------------------------------------------------------------------------------------
 
 
@@ -567,7 +617,7 @@ def test_without_labels_the_mixture_is_scikit_learns(covariance: str) -> None:
     points = torch.tensor(x)[None]
     nobody, targets = points[:, :0], torch.zeros(1, 0, 3).double()
     mixture = replace(
-        ours.start(points, nobody, torch.ones(1, 60, 3).double(), d),
+        ours.start(points, nobody, torch.ones(1, 60, 3).double()),
         means=torch.tensor(start)[None],
         log_weights=torch.full((1, 3), 1 / 3).double().log(),
     )
@@ -601,7 +651,7 @@ def test_em_never_lowers_its_objective(
         steps=30,
     )
     targets = F.one_hot(support.labels, 4).double()
-    start = method.start(support.inputs, query, targets, 20)
+    start = method.start(support.inputs, query, targets)
     _, history = method.fit(start, support.inputs, query, targets)
     gains = torch.stack(history).diff(dim=0)
     assert gains.min() > -1e-10

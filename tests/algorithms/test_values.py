@@ -11,7 +11,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from medbench.api import ContractError, NonFinite, Support
-from medbench_algorithms.common.geometry import class_means, squared_distances
+from medbench_algorithms.common.geometry import class_means, few_at_a_time, squared_distances
+from medbench_algorithms.common.linear import one_hot
+from medbench_algorithms.common.logistic import solve, solve_many
 from medbench_algorithms.fine_tuning.baseline import Baseline
 from medbench_algorithms.fine_tuning.linear_probe import LinearProbe
 from medbench_algorithms.metric.nearest_neighbour import NearestNeighbour
@@ -172,6 +174,35 @@ def test_linear_probe_in_float32_is_within_a_millionth() -> None:
     judge.fit(support.inputs[0].double().numpy(), support.labels[0].numpy())
     expected = judge.predict_proba(query[0].double().numpy())
     np.testing.assert_allclose(scores[0].softmax(-1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("d", [3, 40])
+@pytest.mark.parametrize("C", [1e-3, 1.0, 1e4])
+def test_many_problems_on_a_gram_matrix_are_solved_as_one_by_one(d: int, C: float) -> None:
+    """Also where the examples span fewer dimensions than there are of them, and from a start."""
+    support, _ = feature_episodes(shots=(5, 5, 5, 5), d=d)
+    x = support.inputs.double()
+    x = x - x.mean(-2, keepdim=True)
+    gram, y = x @ x.mT, one_hot(support.labels, 4)
+    weights = torch.ones(6, 3, 20, dtype=torch.float64)
+    for fold in range(3):
+        weights[:, fold, fold::7] = 0.0
+    targets = y.unsqueeze(1).expand(-1, 3, -1, -1)
+    near = solve_many(gram, targets, C / 10, weights)
+    for start in (None, near):
+        dual, bias = solve_many(gram, targets, C, weights, start)
+        for fold in range(3):
+            own, own_bias = solve(gram, y, C, weights[:, fold])
+            found = (gram @ dual[:, fold] + bias[:, fold].unsqueeze(-2)).softmax(-1)
+            expected = (gram @ own + own_bias.unsqueeze(-2)).softmax(-1)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+
+
+def test_work_on_few_episodes_at_a_time_is_the_same_work() -> None:
+    a, b = torch.randn(3, 7, 200, 64), torch.randn(3, 7, 5, 64)
+    expected = squared_distances(a, b)
+    torch.testing.assert_close(few_at_a_time(squared_distances, a, b), expected)
+    torch.testing.assert_close(few_at_a_time(squared_distances, a[0, 0], b[0, 0]), expected[0, 0])
 
 
 def test_linear_probe_takes_identical_and_null_features() -> None:

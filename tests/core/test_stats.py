@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medbench.stats import estimate
+from medbench.stats import REPLICATES, estimate, means, percentiles, replicates
 
 
 def test_one_seed_agrees_with_the_normal_interval_of_a_mean():
@@ -60,3 +60,35 @@ def test_nothing_to_estimate_is_an_error():
         estimate([])
     with pytest.raises(ValueError, match="same seeds"):
         estimate([np.zeros((1, 3)), np.zeros((2, 3))])
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_a_row_has_the_same_digits_whatever_rows_are_computed_beside_it(n_seeds):
+    scores = np.random.default_rng(4).gamma(2.0, 2.0, (40, n_seeds, 97))
+    scores[3, 0, 5] = np.nan
+    everything = replicates(scores, 1)
+    assert everything.shape == (40, REPLICATES)
+    for i in range(40):
+        np.testing.assert_array_equal(replicates(scores[i : i + 1], 1)[0], everything[i])
+    ends = percentiles(replicates(scores, 0))
+    for i in range(40):
+        alone = estimate([scores[i]])
+        assert (alone.mean, alone.low, alone.high) == (means(scores)[i], ends[0][i], ends[1][i])
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0, 1e-6, 0.0])
+def test_replicates_are_the_means_of_what_is_drawn(scale):
+    from medbench.stats import _weights
+
+    scores = scale * np.random.default_rng(5).normal(size=(2, 4, 60))
+    by_seed, by_episode = _weights(4, 0, -1).astype(float), _weights(60, 0, 2).astype(float)
+    for row, found in zip(scores, replicates(scores, 2), strict=True):
+        exact = np.einsum("bs,be,se->b", by_seed, by_episode, row) / (4 * 60)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-12 * max(scale, 1e-3))
+
+
+def test_an_end_half_way_between_two_printed_numbers_is_always_printed_alike():
+    drawn = np.full((2, REPLICATES), 0.7325)
+    drawn[1] += 1e-15
+    low, high = percentiles(drawn)
+    assert low[0] == low[1] == high[0] == 0.7325

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import medbench
+from medbench.leaderboard.names import METRICS
 
 ROOT = Path(medbench.__file__).parent
 # From the ground up: a module may import those on lines above, and those on its own line.
 LAYERS = [
     {"errors"},
     {"api"},
-    {"network", "hookspecs", "files", "sourcecode", "multilabel", "__init__"},
+    {"network", "hookspecs", "files", "sourcecode", "multilabel", "bundled", "model", "__init__"},
     {"episodes", "plugins", "yamlfile", "metrics"},
     {"protocols", "records"},
+    {"briefs"},
+    {"shelf"},
     {"config", "jobs", "stats", "measure", "opened"},
     {"pools"},
     {"tasks"},
     {"weights", "embed"},
+    {"ingredients"},
     {"plan", "backbones", "source"},
     {"training"},
     {"lanes", "leaderboard"},
@@ -96,3 +103,45 @@ def test_every_public_name_says_what_it_is_for():
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 decorators = {ast.unparse(d) for d in node.decorator_list}
                 assert ast.get_docstring(node) or "overload" in decorators, f"{path}: {node.name}"
+
+
+_HEAVY = ("torch", "pandas", "scipy", "pydantic")
+SITES = str(ROOT.parent / "leaderboards" / "sites")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without"),
+    [
+        (["--help"], [*_HEAVY, "numpy", "yaml", "pluggy", "importlib.metadata"]),
+        (["run", "--help"], [*_HEAVY, "numpy", "yaml", "pluggy", "rich"]),
+        (["list"], [*_HEAVY, "numpy", "rich", "pyarrow"]),
+        (["info", "maml"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
+        (["leaderboard", "--help"], [*_HEAVY, "numpy", "pluggy", "pyarrow"]),
+        (["leaderboard", SITES], [*_HEAVY, "medbench.plugins", "yaml"]),
+    ],
+    ids=["help", "run-help", "list", "info", "leaderboard-help", "leaderboard"],
+)
+def test_a_command_loads_no_more_than_it_needs(arguments, without):
+    code = (
+        "import sys\n"
+        "from medbench.cli import main\n"
+        "try: main(sys.argv[2:])\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "found = [m for m in sys.argv[1].split() if m in sys.modules]\n"
+        "assert not found, found\n"
+    )
+    command = [sys.executable, "-c", code, " ".join(without), *arguments]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"MEDBENCH_PLUGINS": ""},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_metric_has_a_name_in_tables():
+    from medbench.metrics import ALL_METRICS
+
+    assert tuple(METRICS) == ALL_METRICS

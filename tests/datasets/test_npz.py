@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
+import zlib
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +128,81 @@ def test_large_compressed_images_are_unpacked_once_and_mapped(
     maps = _maps(dataset)
     assert all(isinstance(m, np.memmap) and place.cache in Path(m.filename).parents for m in maps)
     assert dataset.read(np.array([17, 0]))[:, 0, 0, 0].tolist() == [25, 0]
-    kept = sorted((place.cache / "unpacked").iterdir())
+    kept = sorted((place.cache / "unpacked").glob("*.npy"))
     times = [p.stat().st_mtime_ns for p in kept]
     assert len(kept) == 3
     open_npz(place, argument="x.npz")
     assert [p.stat().st_mtime_ns for p in kept] == times
+
+
+_READ_WITH_LITTLE_MEMORY = """
+import resource, sys, zlib
+from pathlib import Path
+import numpy as np
+from medbench.api import Place
+from medbench_datasets import _npz
+from medbench_datasets.npz import open_npz
+
+data, room = Path(sys.argv[1]), int(sys.argv[2])
+used = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
+try:
+    np.load(data / "x.npz")["train_images"]
+except MemoryError:
+    print("no room for the whole file")
+dataset = open_npz(Place(data, data / "cache"), argument="x.npz")
+check = 0
+for start in range(0, len(dataset), 64):
+    check = zlib.crc32(dataset.read(np.arange(start, min(start + 64, len(dataset)))), check)
+print(check)
+"""
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_of_224_pixels_are_read_in_a_third_of_the_memory_that_they_would_fill(
+    place: Place, data: Path, save: Callable[..., None]
+) -> None:
+    rng = np.random.default_rng(0)
+    # 96 MB, in blocks of one value that deflate quickly.
+    images = np.kron(
+        rng.integers(0, 256, (2000, 7, 7), dtype=np.uint8), np.ones((32, 32), np.uint8)
+    )
+    save(data / "x.npz", train_images=images, train_labels=np.arange(2000) % 2)
+    found = subprocess.run(
+        [sys.executable, "-c", _READ_WITH_LITTLE_MEMORY, str(data), str(images.nbytes // 3)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split("\n")[:2] == ["no room for the whole file", str(zlib.crc32(images))]
+
+
+def _unpack_at_once(data: Path, ready: Barrier) -> None:
+    ready.wait()
+    open_npz(Place(data, data / "cache"), argument="x.npz")
+
+
+def test_processes_that_open_a_large_file_at_once_unpack_it_once(place: Place, data: Path) -> None:
+    images = np.zeros((30_000, 28, 28), np.uint8)
+    np.savez_compressed(data / "x.npz", train_images=images, train_labels=np.arange(30_000) % 2)
+    unpacked = data / "cache" / "unpacked"
+    unpacked.mkdir(parents=True)
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Barrier(3)
+    others = [spawn.Process(target=_unpack_at_once, args=(data, ready)) for _ in range(3)]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join()
+    assert [process.exitcode for process in others] == [0, 0, 0]
+    (whole,) = unpacked.glob("*.npy")
+    assert whole.stat().st_size == images.nbytes + 128
+    debris = unpacked / f".{whole.name}.killed.part"
+    debris.write_bytes(b"half")
+    whole.unlink()
+    open_npz(Place(data, data / "cache"), argument="x.npz")
+    assert whole.exists()
+    assert not debris.exists()
 
 
 def test_a_mapped_dataset_travels_to_another_process_without_its_pixels(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medbench.api import Backbone
@@ -17,11 +18,17 @@ from medbench.api import Backbone
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
 """Mean and (biased) variance of each BatchNorm layer's input, by the layer's name."""
 
+_ONE_TASK = 4  # dimensions of a task's images
+
 
 @final
 @dataclass(frozen=True)
 class FunctionalBody:
     """A backbone as a pure function of its weights and images.
+
+    Images ``(b, C, H, W)`` make features ``(b, d)``. A batch of tasks, images
+    ``(n_tasks, b, C, H, W)``, makes ``(n_tasks, b, d)`` in one vectorised pass: any of the weights
+    may then have a leading ``n_tasks`` too, and each task is normalised by itself.
 
     Its buffers and the modes of its layers are as before after every call; layers without
     BatchNorm keep the mode they are in.
@@ -42,10 +49,11 @@ class FunctionalBody:
         ]
 
     def of_batch(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Features ``(b, d)``, normalised by the statistics of these images together."""
+        """Features ``(..., b, d)``, normalised by the statistics of each task's images together."""
         # Training mode updates running statistics in place: let it update copies.
+        lead = images.shape[:-4]
         copies = {
-            f"{layer}.{name}": buffer.clone()
+            f"{layer}.{name}": buffer.expand((*lead, *buffer.shape)).clone()
             for layer, norm in self._norms().items()
             for name, buffer in norm.named_buffers(recurse=False)
         }
@@ -59,9 +67,10 @@ class FunctionalBody:
         n_first: int,
         note: dict[str, tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """Features ``(b, d)``, normalised by the statistics of the first `n_first` images alone.
+        """Features ``(..., b, d)``, normalised by the statistics of the first `n_first` images.
 
-        The statistics are part of the graph of gradients. They are added to `note` if given.
+        Statistics are each task's own, and part of the graph of gradients. They are added to `note`
+        if given, which only one task by itself can do.
         """
         norms = self._norms()
         handles = [
@@ -83,7 +92,7 @@ class FunctionalBody:
     def given(
         self, weights: Mapping[str, Tensor], images: Tensor, statistics: Statistics
     ) -> Tensor:
-        """Features ``(b, d)``, each image by itself, normalised by `statistics`."""
+        """Features ``(..., b, d)``, each image by itself, normalised by `statistics`."""
         buffers = {}
         for name, (mean, variance) in statistics.items():
             buffers[f"{name}.running_mean"] = mean
@@ -103,8 +112,31 @@ class FunctionalBody:
         }
 
     def _call(self, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+        if images.ndim > _ONE_TASK:
+            shared = {**self.parameters(), **dict(self.backbone.named_buffers())}
+            dims = {k: 0 if v.ndim > shared[k].ndim else None for k, v in tensors.items()}
+            return vmap(self._of_task, (dims, 0))(tensors, images)
+        if images.device.type == "cpu" and self._takes_channels_last:
+            images = images.to(memory_format=torch.channels_last)
+        return self._of_task(tensors, images)
+
+    def _of_task(self, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
         features: Tensor = functional_call(self.backbone, tensors, (images,))
         return features
+
+    @cached_property
+    def _takes_channels_last(self) -> bool:
+        # Pooling and BatchNorm are several times as fast on a CPU with channels last, and layers
+        # keep the layout of what they get. A network that calls `Tensor.view` may refuse it.
+        wanted = self.backbone.input
+        like = next(self.backbone.parameters(), torch.empty(0))
+        images = like.new_zeros(2, wanted.channels, wanted.size, wanted.size)
+        try:
+            with torch.no_grad(), torch.random.fork_rng([]), self._norm_mode(training=False):
+                self.backbone(images.to(memory_format=torch.channels_last))
+        except RuntimeError:
+            return False
+        return True
 
     @contextmanager
     def _norm_mode(self, *, training: bool) -> Iterator[None]:

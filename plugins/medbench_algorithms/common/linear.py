@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medbench.api import Predictor
+from medbench_algorithms.common.geometry import few_at_a_time
 
 
 @final
@@ -36,11 +37,17 @@ class LinearPredictor(Predictor):
 
     def predict(self, query: Tensor) -> Tensor:
         """Logits ``(..., n_query, n_way)`` of features ``(..., n_query, d)``."""
-        features = F.normalize(query, dim=-1) if self.unit_length else query
-        features = features.to(self.weight.dtype)
+        weight = self.weight
+        bias = self.bias.unsqueeze(-2)
         if self.centre is not None:
-            features = features - self.centre
-        return (features @ self.weight.mT + self.bias.unsqueeze(-2)).to(query.dtype)
+            # The weights' precision bears this; a pass over the queries would cost more.
+            bias = bias - self.centre @ weight.mT
+
+        def logits(query: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            features = F.normalize(query, dim=-1) if self.unit_length else query
+            return (features.to(weight.dtype) @ weight.mT + bias).to(query.dtype)
+
+        return few_at_a_time(logits, query, weight, bias)
 
 
 def one_hot(labels: Tensor, n_way: int) -> Tensor:

@@ -79,28 +79,36 @@ class Baseline(Algorithm):
         kernel = x @ x.mT
         start = x @ weight.double().mT
         mix = x.new_zeros(len(x), weight.shape[1], x.shape[1])
-        bias = bias.double()
+        bias = bias.to(torch.float64, copy=True)
         keep = 1.0
         mix_velocity, bias_velocity, keep_velocity = mix.clone(), torch.zeros_like(bias), 0.0
         first = True
         for order in orders:
             for batch in order.split(self.batch_size, dim=1):
-                rows = batch.unsqueeze(-1)
-                logits = kernel.take_along_dim(rows, 1) @ mix.mT + bias.unsqueeze(1)
-                logits += keep * start.take_along_dim(rows, 1)
-                error = (logits.softmax(-1) - targets.take_along_dim(rows, 1)) / batch.shape[1]
+                # A batch of everything needs no gathering: its order changes nothing.
+                whole = batch.shape[1] == x.shape[1]
+                parts: tuple[Tensor, ...] = (kernel, start, targets)
+                if not whole:
+                    parts = tuple(t.take_along_dim(batch.unsqueeze(-1), 1) for t in parts)
+                inner, first_logits, wanted = parts
+                logits = torch.baddbmm(bias.unsqueeze(1), inner, mix.mT)
+                logits += keep * first_logits
+                error = (logits.softmax(-1) - wanted) / batch.shape[1]
                 mix_grad = self.weight_decay * mix
-                index = batch.unsqueeze(1).expand(-1, mix.shape[1], -1)
-                mix_grad.scatter_add_(2, index, error.mT)
+                if whole:
+                    mix_grad += error.mT
+                else:
+                    index = batch.unsqueeze(1).expand(-1, mix.shape[1], -1)
+                    mix_grad.scatter_add_(2, index, error.mT)
                 bias_grad = error.sum(1) + self.weight_decay * bias
                 keep_grad = self.weight_decay * keep
                 # torch.optim.SGD does not dampen the first gradient.
                 share = 1.0 if first else 1 - self.dampening
                 first = False
-                mix_velocity = self.momentum * mix_velocity + share * mix_grad
-                bias_velocity = self.momentum * bias_velocity + share * bias_grad
+                mix_velocity.mul_(self.momentum).add_(mix_grad, alpha=share)
+                bias_velocity.mul_(self.momentum).add_(bias_grad, alpha=share)
                 keep_velocity = self.momentum * keep_velocity + share * keep_grad
-                mix = mix - self.lr * mix_velocity
-                bias = bias - self.lr * bias_velocity
+                mix.sub_(mix_velocity, alpha=self.lr)
+                bias.sub_(bias_velocity, alpha=self.lr)
                 keep = keep - self.lr * keep_velocity
         return keep * weight.double() + mix @ x, bias

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from medbench.api import Algorithm, Support
+from medbench_algorithms.common.geometry import few_at_a_time
 from medbench_algorithms.common.linear import LinearPredictor, one_hot
 from medbench_algorithms.common.logistic import solve
 
@@ -35,11 +38,22 @@ class LinearProbe(Algorithm):
         if self.normalize == "l2":
             features = F.normalize(features, dim=-1)
         # In float64, and only there, badly scaled features still give six digits.
-        x = features.double()
-        centre = x.mean(-2, keepdim=True)
-        x = x - centre
+        centre = features.mean(-2, keepdim=True, dtype=torch.float64)
+        gram = few_at_a_time(_gram, features, centre)
         # Two classes have one weight vector w = w1 - w0 there; the penalty on the pair
         # w1 = -w0 = w / 2 is half of that on w.
         C = self.C / 2 if support.n_way == 2 else self.C
-        dual, bias = solve(x @ x.mT, one_hot(support.labels, support.n_way), C)
-        return LinearPredictor(dual.mT @ x, bias, centre, unit_length=self.normalize == "l2")
+        dual, bias = solve(gram, one_hot(support.labels, support.n_way), C)
+        weight = few_at_a_time(_weights, features, centre, dual)
+        return LinearPredictor(weight, bias, centre, unit_length=self.normalize == "l2")
+
+
+def _gram(features: Tensor, centre: Tensor) -> Tensor:
+    """Inner products ``(e, n, n)`` of features ``(e, n, d)`` less their centre ``(e, 1, d)``."""
+    x = features - centre
+    return x @ x.mT
+
+
+def _weights(features: Tensor, centre: Tensor, dual: Tensor) -> Tensor:
+    """Weights ``(e, n_way, d)`` of the dual solution ``(e, n, n_way)``."""
+    return dual.mT @ (features - centre)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from medbench.api import Algorithm, ContractError, Support
 from medbench_algorithms.common.geometry import class_masks
 from medbench_algorithms.common.linear import LinearPredictor, one_hot
-from medbench_algorithms.common.logistic import solve
+from medbench_algorithms.common.logistic import solve, solve_many
 
 # A feature that varies less than this share of its size is constant but for rounding.
 _CONSTANT = 1e-6
@@ -102,13 +102,13 @@ class SweptProbe(Algorithm):
         weights = _balanced(kept)
         real = torch.arange(n_folds, device=gram.device) < used.unsqueeze(-1)
         counted = held * real.unsqueeze(-1) * (masks / shots.unsqueeze(-1)).sum(-2).unsqueeze(-2)
-        folded = (*held.shape, gram.shape[-1])
-        grams = gram.unsqueeze(-3).expand(folded)
         y = targets.unsqueeze(-3).expand(*held.shape, -1)
         losses = []
+        solved = None
         for C in self.grid.tolist():
-            dual, bias = solve(grams, y, C * _doubled(y.shape[-1]), weights)
-            logits = grams @ dual + bias.unsqueeze(-2)
+            # A solution of the last C is near: only margins grow, by the log of their ratio.
+            solved = solve_many(gram, y, C * _doubled(y.shape[-1]), weights, solved)
+            logits = gram.unsqueeze(-3) @ solved[0] + solved[1].unsqueeze(-2)
             losses.append((self._loss(logits, y) * counted).sum((-2, -1)))
         loss = torch.stack(losses, -1)
         good = loss <= loss.amin(-1, keepdim=True) + _TIE

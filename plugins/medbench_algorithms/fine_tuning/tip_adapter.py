@@ -40,16 +40,18 @@ class CachePredictor(Predictor):
 
     def predict(self, query: Tensor) -> Tensor:
         """Logits ``(..., n_query, n_way)`` of features ``(..., n_query, d)``."""
-        return self.logits(F.normalize(query.double(), dim=-1), self.keys).to(query.dtype)
+        kept = (t.to(query.dtype) for t in (self.keys, self.values, self.centroids))
+        keys, values, centroids = kept
+        unit = F.normalize(query, dim=-1)
+        return self.logits(self.affinity(unit, keys), values, self.scale * (unit @ centroids.mT))
 
-    def logits(self, unit: Tensor, keys: Tensor) -> Tensor:
-        """Logits ``alpha * affinity @ values + scale * cosines`` (Eq. 4 to 6)."""
-        known = self.scale * (unit @ self.centroids.mT)
-        return self.alpha * (self.affinity(unit, keys) @ self.values) + known
+    def logits(self, affinity: Tensor, values: Tensor, known: Tensor) -> Tensor:
+        """Logits ``alpha * affinity @ values + known``; `known` are scaled cosines (Eq. 4 to 6)."""
+        return self.alpha * (affinity @ values) + known
 
     def affinity(self, unit: Tensor, keys: Tensor) -> Tensor:
         """``exp(-beta (1 - f k))``, ``(..., n, n_support)`` (Eq. 4)."""
-        return (-self.beta * (1 - unit @ keys.mT)).exp()
+        return (unit @ keys.mT).sub_(1).mul_(self.beta).exp_()
 
 
 def _cache(support: Support, settings: tuple[float, float, float]) -> CachePredictor:
@@ -106,19 +108,21 @@ class TipAdapterF(Algorithm):
         cache = _cache(support, self.settings)
         unit, keys = cache.keys, cache.keys
         n = keys.shape[-2]
+        known = cache.scale * (unit @ cache.centroids.mT)
         first, second = torch.zeros_like(keys), torch.zeros_like(keys)
         for step in range(self.epochs):
             affinity = cache.affinity(unit, keys)
-            error = (cache.logits(unit, keys).softmax(-1) - cache.values) / n
+            error = (cache.logits(affinity, cache.values, known).softmax(-1) - cache.values) / n
             # d logits / d key_j = alpha beta a_ij values_j unit_i
             slope = cache.alpha * cache.beta * affinity * (error @ cache.values.mT)
             gradient = slope.mT @ unit
-            first = _BETAS[0] * first + (1 - _BETAS[0]) * gradient
-            second = _BETAS[1] * second + (1 - _BETAS[1]) * gradient.square()
-            root = (second / (1 - _BETAS[1] ** (step + 1))).sqrt()
-            move = first / (1 - _BETAS[0] ** (step + 1)) / (root + _EPS)
+            # In place: the arrays are large, and what counts is how often they are passed over.
+            first.lerp_(gradient, 1 - _BETAS[0])
+            second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+            root = (second / (1 - _BETAS[1] ** (step + 1))).sqrt_().add_(_EPS)
             lr = self.lr * (1 + math.cos(math.pi * step / self.epochs)) / 2
-            keys = keys * (1 - lr * _WEIGHT_DECAY) - lr * move
+            keys = keys * (1 - lr * _WEIGHT_DECAY)
+            keys.addcdiv_(first, root, value=-lr / (1 - _BETAS[0] ** (step + 1)))
         return CachePredictor(
             keys, cache.values, cache.centroids, self.settings, n * keys.shape[-1]
         )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from medbench.api import Backbone, Predictor, Support
 from medbench_algorithms.common.episodic import Episodic
-from medbench_algorithms.common.geometry import squared_distances
+from medbench_algorithms.common.geometry import few_at_a_time, squared_distances
 from medbench_algorithms.metric.by_class import by_class
 from medbench_algorithms.metric.subspace import truncated_inverse
 
@@ -41,15 +41,20 @@ class SubspacePredictor(Predictor):
         ``|v - P P^T v|^2 = |v|^2 - (X v)^T (X X^T)^+ (X v)``.
         """
         n_way, k = self.spread.shape[-3:-1]
-        # Centred for precision alone: distances do not depend on where the origin is.
-        centre = self.means.mean(-2, keepdim=True)
-        centred, means = query.double() - centre, self.means - centre
-        along = (centred @ self.spread.flatten(-3, -2).mT).reshape(*query.shape[:-1], n_way, k)
-        along = along.transpose(-3, -2) - (self.spread @ means.unsqueeze(-1)).mT
-        inside = ((along @ self.inverse) * along).sum(-1).mT
-        squared = (squared_distances(centred, means) - inside).clamp_min(0)
-        scores: Tensor = -squared / self.temperature
-        return scores.to(query.dtype)
+        of_means = (self.spread @ self.means.unsqueeze(-1)).flatten(-3, -2).mT
+
+        def scores(
+            query: Tensor, means: Tensor, spread: Tensor, of_means: Tensor, inverse: Tensor
+        ) -> Tensor:
+            q = query.double()
+            along = (q @ spread.mT - of_means).reshape(*q.shape[:-1], n_way, k).transpose(-3, -2)
+            inverse = inverse.reshape(*inverse.shape[:-2], n_way, k, k)
+            inside = ((along @ inverse) * along).sum(-1).mT
+            squared = (squared_distances(q, means) - inside).clamp_min(0)
+            return (-squared / self.temperature).to(query.dtype)
+
+        rows = self.spread.flatten(-3, -2), of_means, self.inverse.flatten(-3, -2)
+        return few_at_a_time(scores, query, self.means, *rows)
 
     def overlap(self) -> Tensor:
         """How much the subspaces share ``(...)``: ``sum_{i != j} |P_i^T P_j|_F^2``.

@@ -7,10 +7,14 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medbench.api import Backbone, Predictor, Support
 from medbench_algorithms.common.episodic import Episodic
 from medbench_algorithms.common.geometry import class_masks, cosine_similarities
+
+# Numbers in the gates of all queries that take a step together: 4 MB of float32.
+_GATES_AT_ONCE = 2**20
 
 
 @final
@@ -38,18 +42,38 @@ class FullContext(nn.Module):
 
     def of_query(self, query: Tensor, context: Tensor) -> Tensor:
         """f(x, S) ``(..., n_query, d)`` given g(x_i, S) ``(..., n, d)`` (A.1, Eqs. 3 to 6)."""
-        dtype = self.reader.weight_hh.dtype
         n, d = context.shape[-2:]
-        g = context.reshape(-1, n, d).to(dtype)
-        x = query.reshape(len(g), -1, d).to(dtype)
-        h, flat = x, x.flatten(0, 1)
-        cell = torch.zeros_like(flat)
-        for _ in range(n if self.steps is None else self.steps):
-            read = (h @ g.mT).softmax(-1) @ g
-            given = torch.cat([flat, read.flatten(0, 1)], dim=-1)
-            state, cell = self.reader(given, (h.flatten(0, 1), cell))
-            h = state.reshape(x.shape) + x
-        return h.reshape(query.shape).to(query.dtype)
+        g = context.reshape(-1, n, d).to(self.reader.weight_hh.dtype)
+        x = query.reshape(len(g), -1, d).to(g.dtype)
+        at_once = max(1, _GATES_AT_ONCE // (x.shape[1] * 4 * d))
+        parts = zip(torch.split(x, at_once), torch.split(g, at_once), strict=True)
+        read = torch.cat([self._read(*part) for part in parts])
+        return read.reshape(query.shape).to(query.dtype)
+
+    def _read(self, x: Tensor, g: Tensor) -> Tensor:
+        """`of_query` for x ``(e, q, d)`` and g ``(e, n, d)``.
+
+        The LSTM's matrices meet what they multiply as early as they can: the query's own features
+        once instead of at every step, and the n support images instead of what each query reads
+        of them. The state alone is left to be multiplied at every step.
+        """
+        d = x.shape[-1]
+        reader = self.reader
+        of_features, of_read = torch.split(reader.weight_ih, d, dim=1)
+        fixed = F.linear(x, of_features + reader.weight_hh, reader.bias_ih + reader.bias_hh)
+        likeness = x @ g.mT
+        contents = F.linear(g, of_read)
+        state = cell = None
+        for _ in range(g.shape[1] if self.steps is None else self.steps):
+            seen = likeness if state is None else torch.baddbmm(likeness, state, g.mT)
+            gates = torch.baddbmm(fixed, seen.softmax(-1), contents)
+            if state is not None:
+                gates = gates + F.linear(state, reader.weight_hh)
+            enter, keep, new, leave = torch.split(gates, d, dim=-1)
+            found = enter.sigmoid() * new.tanh()
+            cell = found if cell is None else torch.addcmul(found, keep.sigmoid(), cell)
+            state = leave.sigmoid() * cell.tanh()
+        return x if state is None else x + state
 
 
 @final

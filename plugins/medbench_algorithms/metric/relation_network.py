@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Literal, final
 
 import torch
@@ -20,8 +19,10 @@ Pooling = Literal["sum", "mean"]
 _FILTERS, _HIDDEN = 64, 8
 # Maps smaller than this are padded, as the authors' 5x5 for Omniglot; their 19x19 are not.
 _PADS_BELOW = 10
-# Numbers in the first layer's output for one chunk of pairs: 128 MB of float32.
-_CHUNK = 1 << 25
+# Numbers in the first layer's pooled output for one chunk of pairs: 4 MB of float32.
+_CHUNK = 1 << 20
+# Maps of so few numbers take the second convolution as a matrix.
+_DENSE = 512
 
 
 @final
@@ -55,24 +56,89 @@ class RelationModule(nn.Module):
             nn.init.normal_(linear.weight, std=0.01)
             nn.init.ones_(linear.bias)
 
-    def of_class(self, maps: Tensor) -> Tensor:
-        """The share of class maps ``(b, c, h, w)`` in the first convolution of their pairs."""
-        return self._half(maps, self.first.weight[:, : maps.shape[1]], self.first.bias)
+    def forward(self, query: Tensor, classes: Tensor) -> Tensor:
+        """Scores ``(e, q, n_way)`` of maps ``(e, q, c, h, w)`` and ``(e, n_way, c, h, w)``."""
+        return self._in_training(query, classes) if self.training else self._at_test(query, classes)
 
-    def of_query(self, maps: Tensor) -> Tensor:
-        """The share of query maps ``(b, c, h, w)`` in the first convolution of their pairs."""
-        return self._half(maps, self.first.weight[:, maps.shape[1] :], None)
-
-    def of_pairs(self, mixed: Tensor) -> Tensor:
-        """The scores ``(b,)`` of pairs, given their first convolution ``(b, 64, h', w')``."""
-        x = _pool(F.relu(self.first_norm(mixed)))
+    def _in_training(self, query: Tensor, classes: Tensor) -> Tensor:
+        # BatchNorm must see all pairs together.
+        c = query.shape[2]
+        pad = self.first.padding
+        # A convolution of concatenated maps is a sum of two: n + m of them serve n * m pairs.
+        asked = F.conv2d(query.flatten(0, 1), self.first.weight[:, c:], padding=pad)
+        weight, bias = self.first.weight[:, :c], self.first.bias
+        of_class = F.conv2d(classes.flatten(0, 1), weight, bias, padding=pad)
+        asked = asked.reshape(*query.shape[:2], *asked.shape[1:])
+        of_class = of_class.reshape(*classes.shape[:2], *of_class.shape[1:])
+        pairs = (asked.unsqueeze(2) + of_class.unsqueeze(1)).flatten(0, 2)
+        x = _pool(F.relu(self.first_norm(pairs)))
         x = _pool(F.relu(self.second_norm(self.second(x))))
+        return self._scores(x).view(*query.shape[:2], -1)
+
+    def _at_test(self, query: Tensor, classes: Tensor) -> Tensor:
+        """The same with BatchNorm folded into the convolutions, and ReLU after the pooling.
+
+        A pair's first convolution is a sum of two, and of its sums exist only the four (of all
+        pairs) that a pooled one is made of: ``4 x (q, n_way, 64, h' / 2, w' / 2)``.
+        """
+        c = query.shape[2]
+        weight, bias = _folded(self.first, self.first_norm)
+        asked = self._corners(query, weight[:, c:], None)
+        of_class = self._corners(classes, weight[:, :c], bias)
+        _, _, filters, h, w = asked[0].shape
+        second, second_bias = _folded(self.second, self.second_norm)
+        size = filters * h * w
+        n_pairs = query.shape[0] * query.shape[1] * classes.shape[1]
+        dense = size <= _DENSE and n_pairs > size
+        if dense:
+            # On maps this small most of a convolution is padding; as a matrix it is all product.
+            basis = torch.eye(size, dtype=second.dtype, device=second.device)
+            images = F.conv2d(basis.view(-1, filters, h, w), second, padding=self.second.padding)
+            shape, matrix = images.shape[1:], images.flatten(1)
+            second_bias = second_bias.repeat_interleave(shape[1:].numel())
+        at_once = max(1, _CHUNK // (size * classes.shape[1]))
+        found = []
+        for e in range(len(query)):
+            for some in range(0, query.shape[1], at_once):
+                x: Tensor | None = None
+                for q, k in zip(asked, of_class, strict=True):
+                    pairs = q[e, some : some + at_once, None] + k[e]
+                    x = pairs if x is None else torch.maximum(x, pairs)
+                assert x is not None
+                x = F.relu(x).flatten(0, 1)
+                if dense:
+                    x = torch.addmm(second_bias, x.flatten(1), matrix).view(-1, *shape)
+                else:
+                    x = F.conv2d(x, second, second_bias, padding=self.second.padding)
+                found.append(self._scores(F.relu(_pool(x))))
+        return torch.cat(found).view(*query.shape[:2], -1)
+
+    def _corners(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+        """A convolution of maps ``(e, n, c, h, w)``, apart by place in the 2x2 to be pooled."""
+        pad = int(self.first.padding[0])
+        h, w = (side - 2 + 2 * pad for side in maps.shape[-2:])
+        rows, columns = min(2, h), min(2, w)
+        # Pooling drops an odd last row or column: it is not made.
+        flat = F.pad(maps.flatten(0, 1), (pad, pad - w % columns, pad, pad - h % rows))
+        out = F.conv2d(flat, weight, bias)
+        out = out.view(*maps.shape[:2], *out.shape[1:])
+        return [
+            out[..., i::rows, j::columns].contiguous() for i in range(rows) for j in range(columns)
+        ]
+
+    def _scores(self, x: Tensor) -> Tensor:
         scores: Tensor = self.score(F.relu(self.hidden(x.flatten(1))))
         return scores.squeeze(-1)
 
-    def _half(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # A convolution of concatenated maps is a sum of two: n + m of them serve n * m pairs.
-        return F.conv2d(maps.to(weight.dtype), weight, bias, padding=self.first.padding)
+
+def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that does what `norm` would do after it, in eval mode."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert convolution.bias is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    bias = (convolution.bias - norm.running_mean) * scale + norm.bias
+    return convolution.weight * scale[:, None, None, None], bias
 
 
 def _pool(x: Tensor) -> Tensor:
@@ -92,25 +158,11 @@ class RelationPredictor(Predictor):
 
         A relation score is the sigmoid of its logit (Eq. 1), so both rank classes alike.
         """
-        n_query = query.shape[-4]
-        n_way = self.class_maps.shape[-4]
-        classes = self.module.of_class(self.class_maps.flatten(0, -4))
-        classes = classes.reshape(-1, n_way, *classes.shape[1:])
-        asked = self.module.of_query(query.flatten(0, -4))
-        scores = [
-            self.module.of_pairs((asked[some, None] + classes[of]).flatten(0, 1))
-            for some, of in self._chunks(len(asked), n_query, n_way * asked[0].numel())
-        ]
-        return torch.cat(scores).reshape(*query.shape[:-3], n_way).to(query.dtype)
-
-    def _chunks(self, n: int, n_query: int, size: int) -> Iterator[tuple[slice, Tensor]]:
-        """Some queries of all, and the episode of each."""
-        # Training's BatchNorm must see all pairs together; there is one episode then.
-        step = n if self.module.training else max(1, _CHUNK // size)
-        device = self.class_maps.device
-        for first in range(0, n, step):
-            last = min(first + step, n)
-            yield slice(first, last), torch.arange(first, last, device=device) // n_query
+        dtype = self.module.first.weight.dtype
+        shapes = query.shape[-4:], self.class_maps.shape[-4:]
+        asked, classes = query.reshape(-1, *shapes[0]), self.class_maps.reshape(-1, *shapes[1])
+        scores: Tensor = self.module(asked.to(dtype), classes.to(dtype))
+        return scores.reshape(*query.shape[:-3], -1).to(query.dtype)
 
 
 @final

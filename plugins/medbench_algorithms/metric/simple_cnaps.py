@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from medbench.api import Algorithm, Predictor, Support
-from medbench_algorithms.common.geometry import class_masks, class_means, squared_distances
+from medbench_algorithms.common.geometry import (
+    class_masks,
+    class_means,
+    few_at_a_time,
+    squared_distances,
+)
 
 
 @final
@@ -28,10 +33,17 @@ class MahalanobisPredictor(Predictor):
         self.means = means
         self.root = root
         self.beta = beta
-        gram = (centred @ centred.mT).unsqueeze(-3)
-        inner = root @ gram @ root
-        inner.diagonal(dim1=-2, dim2=-1).add_(beta)
-        self.factor = torch.linalg.cholesky(inner)
+        n_way, n = root.shape[-3:-1]
+
+        def factor(centred: Tensor, root: Tensor) -> Tensor:
+            root = root.reshape(*root.shape[:-2], n_way, n, n)
+            inner = root @ (centred @ centred.mT).unsqueeze(-3) @ root
+            inner.diagonal(dim1=-2, dim2=-1).add_(beta)
+            lower: Tensor = torch.linalg.cholesky(inner)
+            return lower.flatten(-3, -2)
+
+        found = few_at_a_time(factor, centred, root.flatten(-3, -2))
+        self.factor = found.reshape(root.shape)
 
     def predict(self, query: Tensor) -> Tensor:
         """Logits ``(..., n_query, n_way)``: minus half the squared distances.
@@ -40,16 +52,22 @@ class MahalanobisPredictor(Predictor):
         v the query less the class mean and B = R_k X,
         ``v^T Q_k^-1 v = (|v|^2 - |L^-1 B v|^2) / beta`` where ``L L^T = beta I + B B^T``.
         """
-        q = query.double() - self.centre
-        along = (self.centred @ q.mT).unsqueeze(-3)  # (..., 1, n, n_query)
-        of_means = (self.centred @ self.means.mT).mT.unsqueeze(-1)  # (..., n_way, n, 1)
-        inside = torch.linalg.solve_triangular(
-            self.factor, self.root @ (along - of_means), upper=False
-        )
-        whole = squared_distances(q, self.means)
-        squared = (whole - inside.square().sum(-2).mT).clamp_min(0) / self.beta
-        scores: Tensor = -0.5 * squared
-        return scores.to(query.dtype)
+        of_means = (self.centred @ self.means.mT).mT  # (..., n_way, n)
+        n_way, n = of_means.shape[-2:]
+
+        def scores(query: Tensor, *kept: Tensor) -> Tensor:
+            centre, centred, means, of_means, root, factor = kept
+            q = query.double() - centre
+            along = (centred @ q.mT).unsqueeze(-3) - of_means.unsqueeze(-1)
+            root, factor = (t.reshape(*t.shape[:-2], n_way, n, n) for t in (root, factor))
+            inside: Tensor = torch.linalg.solve_triangular(factor, root @ along, upper=False)
+            whole = squared_distances(q, means)
+            squared = (whole - inside.square().sum(-2).mT).clamp_min(0) / self.beta
+            return (-0.5 * squared).to(query.dtype)
+
+        kept = self.centre, self.centred, self.means, of_means
+        by_class = self.root.flatten(-3, -2), self.factor.flatten(-3, -2)
+        return few_at_a_time(scores, query, *kept, *by_class)
 
 
 @final

@@ -19,7 +19,8 @@ from medbench_algorithms.common.batch_statistics import FunctionalBody, Statisti
 class Adapted:
     """Weights for one task: of the body by name, and of the head, ``(n_way, d)`` and ``(n_way,)``.
 
-    An inner loop starts from one and ends with another.
+    An inner loop starts from one and ends with another. In a batch of tasks each of them may have
+    a leading ``n_tasks``.
     """
 
     body: Mapping[str, Tensor]
@@ -36,9 +37,19 @@ class Adapted:
 
 
 def support_loss(body: FunctionalBody, adapted: Adapted, support: Support) -> Tensor:
-    """The cross-entropy of the support images, normalised by their own batch."""
-    features = body.of_batch(adapted.body, support.inputs)
-    return F.cross_entropy(F.linear(features, adapted.weight, adapted.bias), support.labels)
+    """The cross-entropy of the support images, normalised by their own batch; see `task_loss`."""
+    return task_loss(body.of_batch(adapted.body, support.inputs), adapted, support.labels)
+
+
+def task_loss(features: Tensor, adapted: Adapted, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of features ``(..., n, d)`` and labels ``(..., n)``, a scalar.
+
+    The losses of several tasks are summed: as no task's weights enter the loss of another, the
+    gradient of the sum by them is that of their own loss.
+    """
+    logits = features @ adapted.weight.mT + adapted.bias.unsqueeze(-2)
+    total = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
+    return total / labels.shape[-1]
 
 
 @final

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medbench.api import Support
-from medbench_algorithms.optimisation.adapted import Adapted
+from medbench_algorithms.optimisation.adapted import Adapted, task_loss
 from medbench_algorithms.optimisation.gradient_based import PlainStart, Start
 from medbench_algorithms.optimisation.inner_loop import descend_inner
 
@@ -33,11 +32,16 @@ class ANIL(PlainStart):
         features = features if second_order else features.detach()
 
         def loss(values: Sequence[Tensor]) -> Tensor:
-            weight, bias = values
-            return F.cross_entropy(F.linear(features, weight, bias), support.labels)
+            return task_loss(features, Adapted(weights, *values), support.labels)
 
+        begin = start.for_each(support)
         weight, bias = descend_inner(
-            loss, start.head.rows(support.n_way), self.inner_lr, n_steps, second_order=second_order
+            loss,
+            [begin.weight, begin.bias],
+            self.inner_lr,
+            n_steps,
+            second_order=second_order,
+            recompute=self.recompute,
         )
         return Adapted(weights, weight, bias)
 

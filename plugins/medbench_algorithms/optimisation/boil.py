@@ -35,6 +35,8 @@ class BOIL(PlainStart):
         batch_norm: BatchNorm = "query",
         meta_lr: float = 1e-3,
         meta_batch: int = 4,
+        tasks_at_once: int | None = None,
+        recompute: bool = False,
         train_way: int | None = None,
         train_shot: int | None = None,
         train_query: int | None = None,
@@ -48,6 +50,8 @@ class BOIL(PlainStart):
             batch_norm=batch_norm,
             meta_lr=meta_lr,
             meta_batch=meta_batch,
+            tasks_at_once=tasks_at_once,
+            recompute=recompute,
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
@@ -57,7 +61,7 @@ class BOIL(PlainStart):
         self, start: Start[nn.Identity], support: Support, n_steps: int, *, second_order: bool
     ) -> Adapted:
         """Adapt the body."""
-        begin = start.weights(support.n_way)
+        begin = start.for_each(support)
 
         def at(values: Sequence[Tensor]) -> Adapted:
             return Adapted(dict(zip(begin.body, values, strict=True)), begin.weight, begin.bias)
@@ -69,6 +73,7 @@ class BOIL(PlainStart):
                 self.inner_lr,
                 n_steps,
                 second_order=second_order,
+                recompute=self.recompute,
             )
         )
 

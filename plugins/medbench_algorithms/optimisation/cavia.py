@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from medbench.api import Support
@@ -47,6 +46,8 @@ class CAVIA(GradientBased[nn.Linear]):
         meta_lr_decay: float = 0.9,
         meta_lr_decay_every: int = 5000,
         meta_batch: int = 4,
+        tasks_at_once: int | None = None,
+        recompute: bool = False,
         train_way: int | None = None,
         train_shot: int | None = None,
         train_query: int | None = None,
@@ -60,6 +61,8 @@ class CAVIA(GradientBased[nn.Linear]):
             batch_norm=batch_norm,
             meta_lr=meta_lr,
             meta_batch=meta_batch,
+            tasks_at_once=tasks_at_once,
+            recompute=recompute,
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
@@ -91,7 +94,8 @@ class CAVIA(GradientBased[nn.Linear]):
             (context,) = values
             return _condition(start, plain, context)
 
-        nothing = torch.zeros_like(start.parts.weight[0], requires_grad=True)
+        film = start.parts.weight
+        nothing = film.new_zeros((*support.labels.shape[:-1], self.n_context), requires_grad=True)
         return at(
             descend_inner(
                 lambda values: support_loss(start.body, at(values), support),
@@ -99,6 +103,7 @@ class CAVIA(GradientBased[nn.Linear]):
                 self.inner_lr,
                 n_steps,
                 second_order=second_order,
+                recompute=self.recompute,
             )
         )
 
@@ -115,12 +120,13 @@ def _conditioned(body: FunctionalBody) -> tuple[str, str] | None:
 
 def _condition(start: Start[nn.Linear], plain: Adapted, context: Tensor) -> Adapted:
     """`plain` with one layer's output scaled by ``1 + gamma`` and shifted by ``beta``."""
-    gamma, beta = start.parts(context).chunk(2)
+    gamma, beta = start.parts(context).chunk(2, -1)
     scale = 1 + gamma
     layer = _conditioned(start.body)
     if layer is None:
         # The head is linear: what happens to its inputs can happen to its rows instead.
-        return Adapted(plain.body, plain.weight * scale, plain.bias + plain.weight @ beta)
+        shift = (plain.weight @ beta.unsqueeze(-1)).squeeze(-1)
+        return Adapted(plain.body, plain.weight * scale.unsqueeze(-2), plain.bias + shift)
     weight, bias = layer
     # BatchNorm ends in a scale and a shift, which take the others in.
     own = {weight: plain.body[weight] * scale, bias: plain.body[bias] * scale + beta}

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar, final
+from typing import ClassVar, Generic, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medbench.api import Algorithm, Backbone, ContractError, Source, Support, Task, TrainingRun
 from medbench_algorithms.common.batch_statistics import FunctionalBody
 from medbench_algorithms.common.training import set_lr
-from medbench_algorithms.optimisation.adapted import Adapted, AdaptedNetwork
+from medbench_algorithms.optimisation.adapted import Adapted, AdaptedNetwork, task_loss
 from medbench_algorithms.optimisation.episodic_head import EpisodicHead
+from medbench_algorithms.optimisation.task_batches import can_vectorise, fitting, task_batches
 
 BatchNorm = Literal["query", "support"]
 HeadKind = Literal["auto", "per_class", "shared"]
@@ -36,6 +36,18 @@ class Start(Generic[Parts]):
         """Where the inner loop of a task with `n_way` classes starts."""
         return Adapted(self.body.parameters(), *self.head.rows(n_way))
 
+    def for_each(self, support: Support) -> Adapted:
+        """The same, with weights of its own for every task of `support`, if it holds several."""
+        lead = support.labels.shape[:-1]
+        start = self.weights(support.n_way)
+        if not lead:
+            return start
+        return Adapted(
+            {name: value.expand((*lead, *value.shape)) for name, value in start.body.items()},
+            start.weight.expand((*lead, *start.weight.shape)),
+            start.bias.expand((*lead, *start.bias.shape)),
+        )
+
 
 class GradientBased(Algorithm, ABC, Generic[Parts]):
     """Learns initial weights from which a few gradient steps on a support set solve its task.
@@ -51,8 +63,16 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
     `meta_rate`). What changes during training is a function of the step alone, so that a resumed
     training equals an undisturbed one.
 
+    The tasks of a meta-batch are vectorised, ``tasks_at_once`` of them (see `task_batches` for what
+    it is by default), and the results are those of one after the other to rounding: `fit` gets a
+    support set with a leading dimension. ``recompute`` keeps only the weights of each inner step
+    and takes the step again for the outer gradient: the memory of one step, and a third more work.
+
     Defaults are MAML's for miniImageNet (Finn et al. 2017, appendix A.1).
     """
+
+    vectorises: ClassVar[bool] = True
+    """Whether `fit` and `accumulate` take several tasks at once."""
 
     def __init__(
         self,
@@ -65,6 +85,8 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
         batch_norm: BatchNorm = "query",
         meta_lr: float = 1e-3,
         meta_batch: int = 4,
+        tasks_at_once: int | None = None,
+        recompute: bool = False,
         train_way: int | None = None,
         train_shot: int | None = None,
         train_query: int | None = None,
@@ -81,6 +103,8 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
         self.batch_norm: BatchNorm = batch_norm
         self.meta_lr = meta_lr
         self.meta_batch = meta_batch
+        self.tasks_at_once = tasks_at_once
+        self.recompute = recompute
         self._start: Start[Parts] | None = None
 
     # --- what subclasses say ---------------------------------------------------------------------
@@ -93,7 +117,11 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
     def fit(
         self, start: Start[Parts], support: Support, n_steps: int, *, second_order: bool
     ) -> Adapted:
-        """Run the inner loop; the result depends differentiably on the start."""
+        """Run the inner loop; the result depends differentiably on the start.
+
+        `support` is one task, ``(n_support, C, H, W)``, or several of one shape,
+        ``(n_tasks, n_support, C, H, W)``, whose weights in the result lead with ``n_tasks``.
+        """
 
     def count_adapted(self, start: Start[Parts], adapted: Adapted) -> int:
         """How many parameters the inner loop changes: all, unless a subclass says otherwise."""
@@ -118,16 +146,17 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
         return self.meta_lr
 
     def accumulate(self, start: Start[Parts], task: Task, progress: float) -> float:
-        """Add a task's share to the gradients of the start; returns its loss.
+        """Add the share of a task, or of several, to the gradients of the start.
 
-        `progress` is the share of training that is done, from 0 to below 1.
+        Returns the loss, of several tasks the sum. `progress` is the share of training that is
+        done, from 0 to below 1.
         """
         loss = self.outer_loss(start, task, progress)
         torch.autograd.backward(loss / self.meta_batch)
         return loss.item()
 
     def outer_loss(self, start: Start[Parts], task: Task, progress: float = 0.0) -> Tensor:
-        """The queries' cross-entropy after adaptation, as a function of the start."""
+        """The queries' cross-entropy after adaptation, summed over tasks, by the start."""
         del progress
         adapted = self.fit(start, task.support, self.inner_steps, second_order=not self.first_order)
         return self.query_loss(start.body, adapted, task)
@@ -155,27 +184,43 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
         state = {"backbone": backbone, "head": head, "parts": parts, "optimiser": optimiser}
         images = source.images_per_task * self.meta_batch
         n_steps = max(1, math.ceil(run.budget.images / images))
+        at_once: int | None = None
         for step in run.steps(state, images_per_step=images, validate=validate):
             backbone.train()
             optimiser.zero_grad()
             set_lr(optimiser, self.meta_rate(step, n_steps))
             total = 0.0
-            # One task's graph at a time: memory does not grow with the meta-batch.
-            for task in source.tasks(step, self.meta_batch):
-                total += self.accumulate(start, task, step / n_steps) / self.meta_batch
+            done = step / n_steps
+            tasks = source.tasks(step, self.meta_batch)
+            if at_once is None:
+                at_once = self._at_once(start, tasks, done)
+            # One batch's graph at a time: memory does not grow with the meta-batch.
+            for batch in task_batches(tasks, at_once):
+                total += self.accumulate(start, batch, done) / self.meta_batch
             run.log(total)
             optimiser.step()
         return run.best()
+
+    def _at_once(self, start: Start[Parts], tasks: Sequence[Task], progress: float) -> int:
+        if not self.vectorises:
+            return 1
+        wanted = self.tasks_at_once
+        if wanted is None:
+            # What this draws must not change what the step draws.
+            with torch.random.fork_rng():
+                one = tasks[0]
+                wanted = fitting(lambda: self.outer_loss(start, one, progress), one.query.device)
+        return wanted if wanted > 1 and can_vectorise(start.body, tasks[0]) else 1
 
     def query_loss(self, body: FunctionalBody, adapted: Adapted, task: Task) -> Tensor:
         """The queries' cross-entropy under given weights, normalised as they will be at test."""
         if self.batch_norm == "query":
             features = body.of_batch(adapted.body, task.query)
         else:
-            n = len(task.support.inputs)
-            both = torch.cat([task.support.inputs, task.query])
-            features = body.of_first(adapted.body, both, n)[n:]
-        return F.cross_entropy(F.linear(features, adapted.weight, adapted.bias), task.query_labels)
+            n = task.support.labels.shape[-1]
+            both = torch.cat([task.support.inputs, task.query], -4)
+            features = body.of_first(adapted.body, both, n)[..., n:, :]
+        return task_loss(features, adapted, task.query_labels)
 
     # --- use -------------------------------------------------------------------------------------
 

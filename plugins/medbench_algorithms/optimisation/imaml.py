@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from medbench.api import Support, Task
+from medbench_algorithms.common.twice_differentiable import CheapSecondDerivatives
 from medbench_algorithms.optimisation.adapted import Adapted, support_loss
 from medbench_algorithms.optimisation.gradient_based import (
     BatchNorm,
@@ -55,7 +56,9 @@ def implicit_gradient(
     weights = [value.detach().requires_grad_() for value in at]
     test = test_loss(weights)
     wanted = _flat(_gradients(test, weights), weights)
-    slopes = _gradients(train_loss(weights), weights, create_graph=True)
+    with CheapSecondDerivatives():
+        train = train_loss(weights)
+    slopes = _gradients(train, weights, create_graph=True)
     shapes = [value.shape for value in weights]
 
     def product(vector: Tensor) -> Tensor:
@@ -83,6 +86,8 @@ class IMAML(PlainStart):
     Their code damps the linear system further, and pulls back to the start once, at the end of the
     inner loop, and not at test; this is the algorithm of the paper.
     """
+
+    vectorises: ClassVar[bool] = False  # conjugate gradient stops where each task says
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class IMAML(PlainStart):
     ) -> Adapted:
         """Descend the proximal problem; the way there is forgotten."""
         del second_order
-        begin = start.weights(support.n_way)
+        begin = start.for_each(support)
         centre = [v.detach() for v in (*begin.body.values(), begin.weight, begin.bias)]
 
         def loss(values: Sequence[Tensor]) -> Tensor:
@@ -140,7 +145,7 @@ class IMAML(PlainStart):
     def accumulate(self, start: Start[nn.Identity], task: Task, progress: float) -> float:
         """Add the implicit gradient of one task (algorithm 2) to the gradients of the start."""
         del progress
-        begin = start.weights(task.support.n_way)
+        begin = start.for_each(task.support)
         end = self.fit(start, task.support, self.inner_steps, second_order=False)
         gradients, loss = implicit_gradient(
             lambda w: support_loss(start.body, _at(begin, w), task.support),

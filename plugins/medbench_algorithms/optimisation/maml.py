@@ -27,11 +27,12 @@ class AllWeights(PlainStart, ABC):
         """Adapt body and head; support images are normalised by their own batch."""
         return descend_everything(
             start.body,
-            start.weights(support.n_way),
+            start.for_each(support),
             support,
             self.inner_lr,
             n_steps,
             second_order=second_order,
+            recompute=self.recompute,
         )
 
 
@@ -64,6 +65,7 @@ class FOMAML(AllWeights):
         batch_norm: BatchNorm = "query",
         meta_lr: float = 1e-3,
         meta_batch: int = 4,
+        tasks_at_once: int | None = None,
         train_way: int | None = None,
         train_shot: int | None = None,
         train_query: int | None = None,
@@ -77,6 +79,7 @@ class FOMAML(AllWeights):
             batch_norm=batch_norm,
             meta_lr=meta_lr,
             meta_batch=meta_batch,
+            tasks_at_once=tasks_at_once,
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,

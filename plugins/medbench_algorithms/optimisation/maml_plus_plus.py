@@ -82,6 +82,8 @@ class MAMLPlusPlus(GradientBased[Stepwise]):
         batch_norm: BatchNorm = "query",
         meta_lr: float = 1e-3,
         meta_batch: int = 4,
+        tasks_at_once: int | None = None,
+        recompute: bool = False,
         train_way: int | None = None,
         train_shot: int | None = None,
         train_query: int | None = None,
@@ -94,6 +96,8 @@ class MAMLPlusPlus(GradientBased[Stepwise]):
             batch_norm=batch_norm,
             meta_lr=meta_lr,
             meta_batch=meta_batch,
+            tasks_at_once=tasks_at_once,
+            recompute=recompute,
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
@@ -132,7 +136,7 @@ class MAMLPlusPlus(GradientBased[Stepwise]):
     ) -> Iterator[Adapted]:
         """The weights before the first inner step, and after each."""
         norms = self._norms(start.body)
-        current = self._at_step(start, start.weights(support.n_way), 0)
+        current = self._at_step(start, start.for_each(support), 0)
         yield current
         for i in range(n_steps):
             step = min(i, self.inner_steps - 1)
@@ -144,6 +148,7 @@ class MAMLPlusPlus(GradientBased[Stepwise]):
                 self._rates(start, current, step),
                 1,
                 second_order=second_order,
+                recompute=self.recompute,
                 fixed=norms,
             )
             yield current

@@ -46,6 +46,8 @@ class MetaSGD(GradientBased[ByName]):
         batch_norm: BatchNorm = "query",
         meta_lr: float = 1e-3,
         meta_batch: int = 4,
+        tasks_at_once: int | None = None,
+        recompute: bool = False,
         train_way: int | None = None,
         train_shot: int | None = None,
         train_query: int | None = None,
@@ -58,6 +60,8 @@ class MetaSGD(GradientBased[ByName]):
             batch_norm=batch_norm,
             meta_lr=meta_lr,
             meta_batch=meta_batch,
+            tasks_at_once=tasks_at_once,
+            recompute=recompute,
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
@@ -77,11 +81,17 @@ class MetaSGD(GradientBased[ByName]):
     ) -> Adapted:
         """Adapt body and head, every weight at its own rate."""
         rates = start.parts
-        begin = start.weights(support.n_way)
+        begin = start.for_each(support)
         alpha: list[Tensor] = [
             *(rates[f"body.{name}"] for name in begin.body),
             *take_rows(rates["head.weight"], rates["head.bias"], support.n_way),
         ]
         return descend_everything(
-            start.body, begin, support, alpha, n_steps, second_order=second_order
+            start.body,
+            begin,
+            support,
+            alpha,
+            n_steps,
+            second_order=second_order,
+            recompute=self.recompute,
         )

@@ -49,6 +49,8 @@ class ProtoMAML(PlainStart):
         meta_lr_decay: float = 0.65,
         meta_lr_decay_every: int = 2500,
         meta_batch: int = 1,
+        tasks_at_once: int | None = None,
+        recompute: bool = False,
         train_way: int | None = None,
         train_shot: int | None = None,
         train_query: int | None = None,
@@ -61,6 +63,8 @@ class ProtoMAML(PlainStart):
             batch_norm=batch_norm,
             meta_lr=meta_lr,
             meta_batch=meta_batch,
+            tasks_at_once=tasks_at_once,
+            recompute=recompute,
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
@@ -87,7 +91,8 @@ class ProtoMAML(PlainStart):
         weight, bias = prototype_head(features, support.labels, support.n_way)
         # The inner gradient takes the head as it is, whatever it was made of: the body's weights
         # enter the loop as copies, from which no way leads to the prototypes.
-        own = {name: value.clone() for name, value in learned.items()}
+        lead = support.labels.shape[:-1]
+        own = {name: value.expand((*lead, *value.shape)).clone() for name, value in learned.items()}
         return descend_everything(
             start.body,
             Adapted(own, weight, bias),
@@ -95,6 +100,7 @@ class ProtoMAML(PlainStart):
             self.inner_lr,
             n_steps,
             second_order=second_order,
+            recompute=self.recompute,
             fixed=_norms(start.body),
         )
 

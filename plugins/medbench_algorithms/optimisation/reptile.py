@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,8 @@ class Reptile(GradientBased[SecondMoments]):
     batches of 10, at test 50 steps with batches of 5; 5 tasks an outer step. Its training tasks
     have 10 images a class. Validation adapts as the test does.
     """
+
+    vectorises: ClassVar[bool] = False  # second moments go from task to task
 
     def __init__(
         self,

@@ -69,6 +69,27 @@ def _outer(lr: float = 1e-3, tasks: int = 4) -> tuple[Parameter, ...]:
     )
 
 
+_TASKS_AT_ONCE: Final = Parameter(
+    "tasks_at_once",
+    None,
+    "tasks of a meta-batch that are vectorised together, which changes results by rounding only; "
+    "null takes one on a CPU, and on a GPU what its memory holds",
+    "int",
+    minimum=1,
+    optional=True,
+    stage="train",
+)
+_VECTORISED: Final = (
+    _TASKS_AT_ONCE,
+    switch(
+        "recompute",
+        default=False,
+        text="take inner steps twice instead of keeping what the outer gradient needs of them",
+        stage="train",
+    ),
+)
+
+
 def _decay(factor: float, every: int) -> tuple[Parameter, Parameter]:
     return (
         share("meta_lr_decay", factor, "what meta_lr is multiplied by", stage="train"),
@@ -121,6 +142,7 @@ MAML: Final = AlgorithmSpec(
         _HEAD,
         _batch_norm(),
         *_outer(),
+        *_VECTORISED,
     ),
 )
 
@@ -133,7 +155,7 @@ FOMAML: Final = AlgorithmSpec(
     traits=_traits("all weights"),
     citation=_MAML_PAPER,
     licence=LICENCE,
-    parameters=(_MAML_LR, *_steps(5, 10), _HEAD, _batch_norm(), *_outer()),
+    parameters=(_MAML_LR, *_steps(5, 10), _HEAD, _batch_norm(), *_outer(), _TASKS_AT_ONCE),
 )
 
 ANIL: Final = AlgorithmSpec(
@@ -175,6 +197,7 @@ BOIL: Final = AlgorithmSpec(
         _first_order(default=False),
         _batch_norm(),
         *_outer(),
+        *_VECTORISED,
     ),
 )
 
@@ -229,6 +252,7 @@ META_SGD: Final = AlgorithmSpec(
         _HEAD,
         _batch_norm(),
         *_outer(),
+        *_VECTORISED,
     ),
 )
 
@@ -279,6 +303,7 @@ MAML_PLUS_PLUS: Final = AlgorithmSpec(
         _HEAD,
         _batch_norm(),
         *_outer(),
+        *_VECTORISED,
     ),
 )
 
@@ -332,6 +357,7 @@ PROTOMAML: Final = AlgorithmSpec(
         _batch_norm("support"),
         *_decay(0.65, 2500),
         *_outer(3.6e-4, 1),
+        *_VECTORISED,
     ),
 )
 
@@ -358,6 +384,7 @@ CAVIA: Final = AlgorithmSpec(
         _batch_norm(),
         *_decay(0.9, 5000),
         *_outer(),
+        *_VECTORISED,
     ),
 )
 

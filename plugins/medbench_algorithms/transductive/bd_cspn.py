@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medbench_algorithms.metric.simpleshot import Normalize
-from medbench_algorithms.transductive.joint import Joint, means_of
+from medbench_algorithms.transductive.joint import Joint, Points
 from medbench_algorithms.transductive.shifted import Shifted, nearest_class
 
 
@@ -38,16 +38,14 @@ class BDCSPN(Joint):
         self.epsilon = epsilon
         self.confident = confident
 
-    def solve(self, features: Tensor, targets: Tensor) -> Tensor:
+    def solve(self, points: Points, targets: Tensor) -> Tensor:
         """Scores ``(e, q, k)``."""
-        n_support = targets.shape[-1]
-        shifted = Shifted(features, n_support)
-        plain = means_of(features[..., :n_support, :], targets)
-        logits = self.epsilon * shifted.cosines(plain)
-        chosen = self._pseudo_labelled(logits[..., n_support:])
+        shifted = Shifted(points, targets)
+        logits = self.epsilon * shifted.cosines
+        chosen = self._pseudo_labelled(logits[..., targets.shape[-1] :])
         members = torch.cat([targets > 0, chosen], dim=-1)
         rectified = shifted.sums(logits.masked_fill_(~members, -math.inf).softmax(-1))
-        return self.epsilon * shifted.cosines(rectified)[..., n_support:].mT
+        return (self.epsilon * shifted.cosines_of_queries(rectified)).mT
 
     def _pseudo_labelled(self, logits: Tensor) -> Tensor:
         """Which query helps which class, bool ``(e, k, q)``."""

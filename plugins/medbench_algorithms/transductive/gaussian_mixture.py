@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medbench_algorithms.metric.simpleshot import Normalize
-from medbench_algorithms.transductive.joint import Joint, compact, means_of, split
+from medbench_algorithms.transductive.joint import Joint, Points, means_of, split
 
 Covariance = Literal["spherical", "diag"]
 # Variances keep at least this share of the variance of all points.
@@ -22,23 +22,41 @@ _FLOOR = 1e-6
 class Mixture:
     """Gaussians with means ``(e, k, d)``, variances ``(e, 1 or k, 1 or d)``, weights ``(e, k)``.
 
-    ``d`` is how many dimensions the points have: a spherical mixture may look at them in fewer
-    (`compact`) where the rest is null.
+    Variances and weights are in float64. Means have the precision of the points, which they are
+    multiplied with: what is small here costs nothing, and features are large.
     """
 
     means: Tensor
     variances: Tensor
     log_weights: Tensor
-    d: int
 
-    def log_joint(self, points: Tensor) -> Tensor:
-        """``log p(x, class)`` of points ``(e, n, d)``, ``(e, n, k)``."""
-        precision = (1 / self.variances).expand_as(self.means)
-        squares = points.square() @ precision.mT - 2 * (points @ (self.means * precision).mT)
-        squares = squares + (self.means.square() * precision).sum(-1).unsqueeze(-2)
+    def log_joint(self, points: Tensor, squares: Tensor | None = None) -> Tensor:
+        """``log p(x, class)`` of points ``(e, n, d)``, ``(e, n, k)``.
+
+        `squares`, if known, are theirs in float64, as `squares_of` gives them.
+        """
+        spherical = self.variances.shape[-1] == 1
+        squares = squares_of(points, spherical=spherical) if squares is None else squares
+        precision = 1 / self.variances
+        if spherical:
+            found = squares - 2 * (points @ self.means.mT).double()
+            found = found + squares_of(self.means, spherical=True).mT
+            found = found.clamp_min(0) * precision.mT
+        else:
+            found = squares @ precision.mT - 2 * (points @ (self.means * precision).mT)
+            found = found + (self.means.square() * precision).sum(-1).unsqueeze(-2)
+            found = found.clamp_min(0)
         spread = self.variances.log().mean(-1).unsqueeze(-2)
-        constant = self.d * (math.log(2 * math.pi) + spread)
-        return self.log_weights.unsqueeze(-2) - 0.5 * (squares.clamp_min(0) + constant)
+        constant = points.shape[-1] * (math.log(2 * math.pi) + spread)
+        return self.log_weights.unsqueeze(-2) - 0.5 * (found + constant)
+
+
+def squares_of(points: Tensor, *, spherical: bool) -> Tensor:
+    """Squares ``(e, n, d)`` in float64, or their sums ``(e, n, 1)`` for a spherical mixture."""
+    if not spherical:
+        return points.double().square()
+    lengths: Tensor = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
+    return lengths.double().square_()
 
 
 @final
@@ -81,32 +99,32 @@ class GaussianMixture(Joint):
         n_variances = (1 if self.shared else n_way) * (d if self.covariance == "diag" else 1)
         return n_way * d + n_variances + (n_way if self.learn_weights else 0)
 
-    def solve(self, features: Tensor, targets: Tensor) -> Tensor:
+    def solve(self, points: Points, targets: Tensor) -> Tensor:
         """Log posteriors ``(e, q, k)``."""
-        d = features.shape[-1]
-        points = features.double()
-        # Products of centred points lose no digits to what all have in common.
-        points = points - points.mean(-2, keepdim=True)
-        if self.covariance == "spherical":
-            points = compact(points)
-        support, query = split(points, targets)
+        features = points.scaled()
+        # Products of centred features lose no digits to what all have in common.
+        features -= features.mean(-2, keepdim=True)
+        if self.covariance == "diag":
+            features = features.double()
+        support, query = split(features, targets)
         # Examples by classes, as responsibilities go.
         targets = targets.mT.double()
-        mixture = self.start(support, query, targets, d)
-        mixture, _ = self.fit(mixture, support, query, targets)
+        mixture, _ = self.fit(self.start(support, query, targets), support, query, targets)
         return mixture.log_joint(query).log_softmax(-1)
 
-    def start(self, support: Tensor, query: Tensor, targets: Tensor, d: int) -> Mixture:
+    def start(self, support: Tensor, query: Tensor, targets: Tensor) -> Mixture:
         """The mixture before the first E step; `targets` are ``(e, s, k)`` one-hot rows."""
         points = torch.cat([support, query], dim=-2)
-        variances = self._reduced(points - points.mean(-2, keepdim=True), d).mean(-2, keepdim=True)
+        variances = self._squares(points - points.mean(-2, keepdim=True)).mean(-2, keepdim=True)
+        if self.covariance == "spherical":
+            variances = variances / points.shape[-1]
         if not self.shared:
             variances = variances.expand(-1, targets.shape[-1], -1)
         shares = targets.mean(-2)
         if not self.learn_weights:
             shares = torch.full_like(shares, 1 / targets.shape[-1])
-        floor = self._floor(support, query, d)
-        return Mixture(means_of(support, targets.mT), variances.maximum(floor), shares.log(), d)
+        means = means_of(support, targets.mT.to(support.dtype))
+        return Mixture(means, variances.maximum(_floor(points)), shares.log())
 
     def fit(
         self, mixture: Mixture, support: Tensor, query: Tensor, targets: Tensor
@@ -115,51 +133,52 @@ class GaussianMixture(Joint):
 
         It does without support images, too.
         """
-        d, history = mixture.d, []
-        floor = self._floor(support, query, d)
+        n_support, history = targets.shape[-2], []
         points = torch.cat([support, query], dim=-2)
-        total = targets.shape[-2] + self.query_weight * query.shape[-2]
+        squares, floor = self._squares(points), _floor(points)
+        total = n_support + self.query_weight * query.shape[-2]
         going = torch.ones(len(query), dtype=torch.bool, device=query.device)
         for _ in range(self.steps):
-            joint = mixture.log_joint(query)
-            known = (targets * mixture.log_joint(support)).sum((-2, -1))
-            history.append((known + self.query_weight * joint.logsumexp(-1).sum(-1)) / total)
+            joint = mixture.log_joint(points, squares)
+            known = (targets * joint[:, :n_support]).sum((-2, -1))
+            joint = joint[:, n_support:]
+            evidence = joint.logsumexp(-1, keepdim=True)
+            history.append((known + self.query_weight * evidence.sum((-2, -1))) / total)
             if len(history) > 1:
                 going &= history[-1] - history[-2] > self.tolerance
                 if not going.any():
                     break
-            shares = torch.cat([targets, self.query_weight * joint.softmax(-1)], dim=-2)
-            mixture = _choose(going, self._maximised(points, shares, floor, d), mixture)
+            shares = torch.cat([targets, self.query_weight * (joint - evidence).exp()], dim=-2)
+            updated = self._maximised(points, squares, shares, floor)
+            mixture = _choose(going, updated, mixture)
         return mixture, history
 
-    def _maximised(self, points: Tensor, shares: Tensor, floor: Tensor, d: int) -> Mixture:
+    def _maximised(self, points: Tensor, squares: Tensor, shares: Tensor, floor: Tensor) -> Mixture:
         """The M step: the best mixture for responsibilities `shares` ``(e, n, k)``."""
         counts = shares.sum(-2).clamp_min(1e-10).unsqueeze(-1)
-        means = (shares.mT @ points) / counts
-        squares = shares.mT @ points.square() - counts * means.square()
+        means = (shares / counts.mT).mT.to(points.dtype) @ points
+        spread = shares.mT @ squares - counts * self._squares(means)
+        of = counts
         if self.shared:
-            squares, of = squares.sum(-2, keepdim=True), counts.sum(-2, keepdim=True)
-        else:
-            of = counts
+            spread, of = spread.sum(-2, keepdim=True), counts.sum(-2, keepdim=True)
         if self.covariance == "spherical":
-            squares = squares.sum(-1, keepdim=True) / d
+            spread = spread / points.shape[-1]
         log_weights = (counts / counts.sum(-2, keepdim=True)).squeeze(-1).log()
         if not self.learn_weights:
             log_weights = torch.full_like(log_weights, -math.log(shares.shape[-1]))
-        return Mixture(means, (squares / of).maximum(floor), log_weights, d)
+        return Mixture(means, (spread / of).maximum(floor), log_weights)
 
-    def _reduced(self, deviations: Tensor, d: int) -> Tensor:
-        """Squares ``(e, n, d)``, or their mean over d dimensions ``(e, n, 1)``."""
-        squares = deviations.square()
-        return squares if self.covariance == "diag" else squares.sum(-1, keepdim=True) / d
+    def _squares(self, points: Tensor) -> Tensor:
+        return squares_of(points, spherical=self.covariance == "spherical")
 
-    def _floor(self, support: Tensor, query: Tensor, d: int) -> Tensor:
-        """The smallest variance allowed, ``(e, 1, 1)``; above rounding even for equal points."""
-        points = torch.cat([support, query], dim=-2)
-        deviations = points - points.mean(-2, keepdim=True)
-        size = points.square().sum((-2, -1)) / (points.shape[-2] * d)
-        variance = deviations.square().sum((-2, -1)) / (points.shape[-2] * d)
-        return (_FLOOR * variance + 1e-12 * size + 1e-100)[:, None, None]
+
+def _floor(points: Tensor) -> Tensor:
+    """The smallest variance allowed, ``(e, 1, 1)``; above rounding even for equal points."""
+    n_numbers = points.shape[-2] * points.shape[-1]
+    size = squares_of(points, spherical=True).sum(-2, keepdim=True) / n_numbers
+    deviations = points - points.mean(-2, keepdim=True)
+    variance = squares_of(deviations, spherical=True).sum(-2, keepdim=True) / n_numbers
+    return _FLOOR * variance + 1e-12 * size + 1e-100
 
 
 def _choose(going: Tensor, updated: Mixture, kept: Mixture) -> Mixture:
@@ -169,5 +188,4 @@ def _choose(going: Tensor, updated: Mixture, kept: Mixture) -> Mixture:
         torch.where(where, updated.means, kept.means),
         torch.where(where, updated.variances, kept.variances),
         torch.where(going[:, None], updated.log_weights, kept.log_weights),
-        kept.d,
     )

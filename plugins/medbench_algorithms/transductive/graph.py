@@ -6,6 +6,24 @@ import torch
 from torch import Tensor
 
 
+def symmetric(products: Tensor) -> Tensor:
+    """The same ``(..., n, n)``, without what rounding tells apart in the two directions."""
+    return (products + products.mT) / 2
+
+
+def distances_among(features: Tensor) -> Tensor:
+    """Squared distances ``(..., n, n)`` of features ``(..., n, d)``; symmetric, 0 to themselves.
+
+    From one matrix product, about the mean: features with a large common part would cancel.
+    """
+    features = features - features.mean(-2, keepdim=True)
+    products = symmetric(features @ features.mT)
+    squares = products.diagonal(dim1=-2, dim2=-1).clone()
+    # Added one by one the squares would round differently in the two directions.
+    both = squares.unsqueeze(-1) + squares.unsqueeze(-2)
+    return both.sub(products, alpha=2).clamp_min(0)
+
+
 def nearest_only(affinity: Tensor, k: int) -> Tensor:
     """Affinities ``(..., n, n)`` of pairs one of which is among the other's largest `k`."""
     top = affinity.topk(min(k, affinity.shape[-1]), dim=-1).indices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -14,7 +15,27 @@ from medbench_algorithms.common.geometry import class_masks
 from medbench_algorithms.metric.simpleshot import Normalize
 
 # Iterations read the features again and again: a few episodes at a time stay in the cache.
-_NUMBERS_AT_ONCE_CPU = 2**19
+_NUMBERS_AT_ONCE_CPU = 2**20
+SHORTEST = 1e-12
+"""What features shorter than this are divided by, and count as null."""
+
+
+@final
+@dataclass(frozen=True)
+class Points:
+    """Features ``(e, s + q, d)`` of the support set, then the queries, before they are scaled.
+
+    Dividing ``rows`` by ``lengths`` ``(e, s + q, 1)`` normalises them; None where nothing is to be
+    divided. A method that reads features but a few times scales its products with them instead,
+    and spares a pass over what is much larger.
+    """
+
+    rows: Tensor
+    lengths: Tensor | None
+
+    def scaled(self) -> Tensor:
+        """The features as the method is to see them, written over ``rows``."""
+        return self.rows if self.lengths is None else self.rows.div_(self.lengths)
 
 
 class Joint(Algorithm, ABC):
@@ -29,12 +50,12 @@ class Joint(Algorithm, ABC):
         self.mean: Tensor | None = None
 
     @abstractmethod
-    def solve(self, features: Tensor, targets: Tensor) -> Tensor:
+    def solve(self, points: Points, targets: Tensor) -> Tensor:
         """Scores ``(e, q, k)`` of the queries, each episode by itself.
 
-        `features` ``(e, s + q, d)`` are the support set's, then the queries', normalised; float32,
-        or float64 when the inputs are, and the method's to change. `targets` ``(e, k, s)`` are 1
-        where a support image is of a class, else 0.
+        `points` are the episodes' features; float32, or float64 when the inputs are, and the
+        method's to change. `targets` ``(e, k, s)`` are 1 where a support image is of a class, else
+        0.
         """
 
     def count_adapted(self, n_way: int, d: int) -> int:
@@ -77,30 +98,41 @@ class JointPredictor(Predictor):
         x = self.support.inputs.reshape(-1, n_support, d)
         q = query.reshape(-1, n_query, d)
         labels = self.support.labels.reshape(-1, n_support)
-        n, at_once = n_support + n_query, len(q)
-        if q.device.type == "cpu":
-            at_once = min(at_once, max(1, _NUMBERS_AT_ONCE_CPU // (d * n)))
+        n = n_support + n_query
+        at_once = episodes_at_once(q, n)
         # One piece of memory for all blocks: fresh pages cost more than what is written to them.
         dtype = torch.promote_types(q.dtype, torch.float32)
         memory = torch.empty(at_once, n, d, dtype=dtype, device=q.device)
         scores = []
         for first in range(0, len(q), at_once):
             some = slice(first, first + at_once)
-            features = memory[: len(q[some])]
-            features[:, :n_support] = x[some]
-            features[:, n_support:] = q[some]
-            self._normalise(features)
+            rows = memory[: len(q[some])]
+            self._write(x[some], rows[:, :n_support])
+            self._write(q[some], rows[:, n_support:])
+            points = Points(rows, self._lengths(rows))
             targets = class_masks(labels[some], n_way).to(dtype)
-            scores.append(self.method.solve(features, targets))
+            scores.append(self.method.solve(points, targets))
         return torch.cat(scores).to(query.dtype).reshape(*lead, n_query, n_way)
 
-    def _normalise(self, features: Tensor) -> None:
-        """SimpleShot's `transform`, in place."""
+    def _write(self, features: Tensor, into: Tensor) -> None:
+        """SimpleShot's `transform` but for the length: centred on the way, in one pass."""
+        if self.mean is None:
+            into.copy_(features)
+        else:
+            torch.sub(features, self.mean.to(into.dtype), out=into)
+
+    def _lengths(self, rows: Tensor) -> Tensor | None:
         if self.method.normalize == "none":
-            return
-        if self.mean is not None:
-            features -= self.mean
-        features /= torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min_(1e-12)
+            return None
+        lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        return lengths.clamp_min_(SHORTEST)
+
+
+def episodes_at_once(query: Tensor, n: int) -> int:
+    """How many episodes of `n` images to work on together, for queries ``(e, q, d)``."""
+    if query.device.type != "cpu":
+        return len(query)
+    return min(len(query), max(1, _NUMBERS_AT_ONCE_CPU // (n * query.shape[-1])))
 
 
 def means_of(features: Tensor, targets: Tensor) -> Tensor:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Literal, final
 
 from torch import Tensor
+from torch.nn import functional as F
 
-from medbench_algorithms.common.geometry import cosine_similarities, squared_distances
 from medbench_algorithms.metric.simpleshot import Normalize
-from medbench_algorithms.transductive.graph import nearest_only, propagate
-from medbench_algorithms.transductive.joint import Joint
+from medbench_algorithms.transductive.graph import (
+    distances_among,
+    nearest_only,
+    propagate,
+    symmetric,
+)
+from medbench_algorithms.transductive.joint import Joint, Points
 
 Kernel = Literal["gaussian", "cosine"]
 
@@ -44,9 +49,10 @@ class LabelPropagation(Joint):
         self.alpha = alpha
         self.neighbours = neighbours
 
-    def solve(self, features: Tensor, targets: Tensor) -> Tensor:
+    def solve(self, points: Points, targets: Tensor) -> Tensor:
         """Log-probabilities ``(e, q, k)``: the shares of what reaches a query."""
-        reached = propagate(self.affinity(features.double()), targets.mT.double(), self.alpha)
+        affinity = self.affinity(points.scaled()).double()
+        reached = propagate(affinity, targets.mT.double(), self.alpha)
         spread = reached[..., targets.shape[-1] :, :]
         # A query that nothing reaches is as likely of any class; rounding may go below zero.
         spread = spread.clamp_min(1e-30)
@@ -55,10 +61,9 @@ class LabelPropagation(Joint):
     def affinity(self, features: Tensor) -> Tensor:
         """The graph ``(e, n, n)`` of features ``(e, n, d)``."""
         if self.kernel == "gaussian":
-            weights = (squared_distances(features, features) / (-2 * self.sigma**2)).exp()
+            weights = distances_among(features).mul_(-0.5 / self.sigma**2).exp_()
         else:
-            weights = cosine_similarities(features, features).clamp_min(0)
-        # Rounding must not make one direction a neighbour and the other not.
-        weights = (weights + weights.mT) / 2
+            unit = F.normalize(features, dim=-1)
+            weights = symmetric(unit @ unit.mT).clamp_min_(0)
         weights.diagonal(dim1=-2, dim2=-1).zero_()
         return weights if self.neighbours is None else nearest_only(weights, self.neighbours)

@@ -11,24 +11,31 @@ import torch
 from torch import Tensor
 
 from medbench_algorithms.metric.simpleshot import Normalize
-from medbench_algorithms.transductive.joint import Joint, means_of
+from medbench_algorithms.transductive.joint import Joint, Points
 from medbench_algorithms.transductive.shifted import Shifted, nearest_class
 
 _TOLERANCE = 1e-6
 _EPSILON = 10.0
+# So many searches for the nearest take less time than a partial sort.
+_FEW = 3
 
 
-def affinities(features: Tensor, n_neighbours: int) -> Tensor:
+def affinities(distances: Tensor, n_neighbours: int) -> Tensor:
     """``(e, n, n)``: 1 where the column is among the row's nearest `n_neighbours` others.
 
-    Not symmetric, as in the authors' code. Asking for more neighbours than there are gives all.
+    `distances` ``(e, n, n)`` need their order along rows alone, and are overwritten. Not symmetric,
+    as in the authors' code. Asking for more neighbours than there are gives all.
     """
-    # Along a row the row's own length changes no order.
-    distances = features.square().sum(-1).unsqueeze(-2) - 2 * (features @ features.mT)
     distances.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    k = min(n_neighbours, features.shape[-2] - 1)
-    nearest = distances.topk(k, dim=-1, largest=False).indices
-    return torch.zeros_like(distances).scatter_(-1, nearest, 1.0)
+    found = torch.zeros_like(distances)
+    k = min(n_neighbours, distances.shape[-1] - 1)
+    if k > _FEW:
+        return found.scatter_(-1, distances.topk(k, dim=-1, largest=False).indices, 1.0)
+    for _ in range(k):
+        nearest = distances.argmin(-1, keepdim=True)
+        found.scatter_(-1, nearest, 1.0)
+        distances.scatter_(-1, nearest, torch.inf)
+    return found
 
 
 def bound_updates(unary: Tensor, kernel: Tensor, strength: float, n_steps: int) -> Tensor:
@@ -57,18 +64,18 @@ def bound_updates(unary: Tensor, kernel: Tensor, strength: float, n_steps: int) 
     return log_y
 
 
-def rectified(shifted: Shifted, plain: Tensor) -> Tensor:
-    """Prototypes ``(e, k, d)`` from plain means `plain`, as the authors' code does it.
+def rectified(shifted: Shifted) -> Tensor:
+    """Prototypes ``(e, k, d)`` from plain class means, as the authors' code does it.
 
     Unlike in BD-CSPN support images too count for the class of the nearest plain mean, and a
     class's members are averaged with its probability as weight, not divided by the sum of
     weights. A class without members, which that code drops, keeps its plain mean.
     """
-    logits = _EPSILON * shifted.cosines(plain)
+    logits = _EPSILON * shifted.cosines
     members = nearest_class(logits).to(logits.dtype)
     counts = members.sum(-1, keepdim=True)
     means = shifted.sums(members * logits.softmax(-2) / counts.clamp_min(1))
-    return torch.where(counts > 0, means, plain)
+    return torch.where(counts > 0, means, shifted.plain)
 
 
 @final
@@ -100,15 +107,13 @@ class LaplacianShot(Joint):
         self.rectify = rectify
         self.steps = steps
 
-    def solve(self, features: Tensor, targets: Tensor) -> Tensor:
+    def solve(self, points: Points, targets: Tensor) -> Tensor:
         """Log-probabilities ``(e, q, k)``."""
-        n_support = targets.shape[-1]
-        shifted = Shifted(features, n_support, move=self.rectify)
-        prototypes = means_of(features[..., :n_support, :], targets)
-        if self.rectify:
-            prototypes = rectified(shifted, prototypes)
-        unary = shifted.squares + prototypes.square().sum(-1, keepdim=True)
-        unary = (unary - 2 * shifted.products(prototypes))[..., n_support:]
-        # Moving all queries alike changes no neighbours.
-        kernel = affinities(features[..., n_support:, :], self.knn - 1)
+        shifted = Shifted(points, targets, move=self.rectify)
+        prototypes = rectified(shifted) if self.rectify else shifted.plain
+        unary = shifted.squares[..., targets.shape[-1] :] - 2 * shifted.products_of_queries(
+            prototypes
+        )
+        unary = unary + prototypes.square().sum(-1, keepdim=True)
+        kernel = affinities(shifted.distances_among_queries(), self.knn - 1)
         return bound_updates(unary, kernel, self.strength, self.steps).mT

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medbench_algorithms.common.geometry import squared_distances
-from medbench_algorithms.transductive.joint import Joint, compact, means_of, split
+from medbench_algorithms.transductive.joint import Joint, Points, compact, means_of, split
 from medbench_algorithms.transductive.sinkhorn import transport
 
 Negatives = Literal["clip", "sign"]
@@ -72,9 +72,9 @@ class PTMAP(Joint):
         """One centre a class."""
         return n_way * d
 
-    def solve(self, features: Tensor, targets: Tensor) -> Tensor:
+    def solve(self, points: Points, targets: Tensor) -> Tensor:
         """The log of the last plan, ``(e, q, k)``: log-probabilities."""
-        support, query = split(power_transform(features, self.beta, self.negatives), targets)
+        support, query = split(power_transform(points.scaled(), self.beta, self.negatives), targets)
         alone = query.shape[-2] == 1
         query = centred(query, support if alone else query)
         features, targets = torch.cat([centred(support, support), query], -2), targets.double()

@@ -11,7 +11,7 @@ from typing import Literal, final
 from torch import Tensor
 
 from medbench_algorithms.transductive.information import Information
-from medbench_algorithms.transductive.joint import Joint, compact, means_of, split
+from medbench_algorithms.transductive.joint import Joint, Points, compact, means_of, split
 
 Solver = Literal["gd", "adm"]
 _STEPS = {"gd": 1000, "adm": 150}
@@ -71,12 +71,12 @@ class TIM(Joint):
         """One weight vector a class."""
         return n_way * d
 
-    def solve(self, features: Tensor, targets: Tensor) -> Tensor:
+    def solve(self, points: Points, targets: Tensor) -> Tensor:
         """Logits ``(e, q, k)``; their softmax is the model's posterior (Eq. 1)."""
         if self.solver == "gd":
-            return _by_descent(self.objective, features, targets, self.steps, self.lr)
+            return _by_descent(self.objective, points.scaled(), targets, self.steps, self.lr)
         # Its iterates are linear combinations of features.
-        features, targets = compact(features), targets.double()
+        features, targets = compact(points.scaled()), targets.double()
         support, query = split(features, targets)
         weights = self.objective.alternate(
             means_of(support, targets), features, targets, n_steps=self.steps
@@ -127,7 +127,7 @@ class AlphaTIM(Joint):
             return 2.0
         return 7.0 if shots >= 5 else 5.0
 
-    def solve(self, features: Tensor, targets: Tensor) -> Tensor:
+    def solve(self, points: Points, targets: Tensor) -> Tensor:
         """Logits ``(e, q, k)``; their softmax is the model's posterior."""
         by_support, by_marginal, by_conditional = self.weights
         objective = Information(
@@ -137,4 +137,4 @@ class AlphaTIM(Joint):
             conditional=by_conditional,
             alpha=self.order(targets.shape[-1] / targets.shape[-2]),
         )
-        return _by_descent(objective, features, targets, self.steps, self.lr)
+        return _by_descent(objective, points.scaled(), targets, self.steps, self.lr)

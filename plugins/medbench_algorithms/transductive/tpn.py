@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -10,8 +11,8 @@ from torch.nn import functional as F
 
 from medbench.api import Backbone, Predictor, Support
 from medbench_algorithms.common.episodic import Episodic
-from medbench_algorithms.common.geometry import squared_distances
-from medbench_algorithms.transductive.graph import nearest_only, propagate
+from medbench_algorithms.transductive.graph import distances_among, nearest_only, propagate
+from medbench_algorithms.transductive.joint import episodes_at_once
 
 _HIDDEN = 64
 
@@ -46,7 +47,17 @@ class PropagationPredictor(Predictor):
 
     def predict(self, query: Tensor) -> Tensor:
         """What reaches the queries, ``(..., n_query, n_way)``; its softmax is Eq. 5."""
-        return self.propagated(query)[..., self.support.labels.shape[-1] :, :]
+        (*lead, n_query, d), n_support = query.shape, self.support.labels.shape[-1]
+        x = self.support.inputs.reshape(-1, n_support, d)
+        labels, q = self.support.labels.reshape(-1, n_support), query.reshape(-1, n_query, d)
+        at_once = episodes_at_once(q, n_support + n_query)
+        scores = []
+        for first in range(0, len(q), at_once):
+            some = slice(first, first + at_once)
+            support = replace(self.support, inputs=x[some], labels=labels[some])
+            block = PropagationPredictor(self.widths, support, self.k, self.alpha)
+            scores.append(block.propagated(q[some])[..., n_support:, :])
+        return torch.cat(scores).reshape(*lead, n_query, self.support.n_way)
 
     def propagated(self, query: Tensor) -> Tensor:
         """The same for support and query examples, ``(..., n_support + n_query, n_way)`` (Eq. 4).
@@ -58,10 +69,10 @@ class PropagationPredictor(Predictor):
         features = torch.cat([self.support.inputs, query], dim=-2)
         dtype = next(self.widths.parameters()).dtype
         scaled = features / self.widths(features.to(dtype)).to(features.dtype)
-        distances = squared_distances(scaled, scaled) / features.shape[-1]
-        affinity = nearest_only((-0.5 * distances).exp(), self.k)
+        affinity = (distances_among(scaled) * (-0.5 / features.shape[-1])).exp()
+        affinity = nearest_only(affinity, self.k)
         known = F.one_hot(self.support.labels, self.support.n_way).to(affinity.dtype)
-        return propagate((affinity + affinity.mT) / 2, known, self.alpha)
+        return propagate(affinity, known, self.alpha)
 
 
 @final

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medbench_algorithms.transductive.adam import Adam
-from medbench_algorithms.transductive.joint import Joint, means_of, split
+from medbench_algorithms.transductive.joint import SHORTEST, Joint, Points, means_of, split
 
 
 def entropy_gradient(log_p: Tensor) -> Tensor:
@@ -67,12 +67,13 @@ class TransductiveFineTuning(Joint):
         """Weights and intercepts of the head."""
         return n_way * d + n_way
 
-    def solve(self, features: Tensor, targets: Tensor) -> Tensor:
+    def solve(self, points: Points, targets: Tensor) -> Tensor:
         """Logits ``(e, q, k)``."""
-        features = features.relu_()
+        features = points.scaled().relu_()
         support, _ = split(features, targets)
         head = Head(F.normalize(means_of(support, targets), dim=-1), self.lr)
-        support, query = split(F.normalize(features, dim=-1), targets)
+        features /= torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min_(SHORTEST)
+        support, query = split(features, targets)
         n_support = targets.shape[-1]
         for _ in range(self.epochs):
             head.step((head.logits(support).softmax(-2) - targets) / n_support, support)
