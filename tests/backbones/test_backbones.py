@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from medbench.api import Backbone, MedbenchError, Unavailable
+from medbench.backbones import inference_copy
+from medbench.embed import View, form_of, forward
 from medbench_backbones import medbench_backbones, timm_family
 from medbench_backbones.conv4 import Conv4
 from medbench_backbones.resnet12 import ResNet12
 from medbench_backbones.timm_family import create
+
+VIEWS: tuple[View, ...] = ("features", "maps")
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +91,36 @@ def test_resnet12_drops_only_while_training() -> None:
     images = torch.rand(4, 1, 16, 16)
     assert not torch.equal(network.train()(images), network(images))
     assert torch.equal(network.eval()(images), network(images))
+
+
+@pytest.mark.parametrize(
+    ("make", "n_norms"),
+    [
+        (lambda: Conv4(image_size=28, channels=3), 4),
+        (lambda: Conv4(image_size=28, channels=1, pools=2), 4),
+        (lambda: ResNet12(image_size=28, channels=3, width_factor=0.1), 16),
+        (lambda: create(argument="resnet18", image_size=32, channels=3), 20),
+    ],
+)
+def test_the_faster_copy_folds_every_batchnorm_and_gives_the_same(
+    make: Callable[[], Backbone], n_norms: int
+) -> None:
+    network = make()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0.0, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
+            torch.nn.init.normal_(module.bias)
+    found = inference_copy(network.eval())
+    assert form_of(found) == f"{n_norms} BatchNorms folded"
+    check(found, network.input.channels, network.input.size)
+    images = torch.rand(3, network.input.channels, network.input.size, network.input.size)
+    with torch.no_grad():
+        for view in VIEWS:
+            plain, folded = forward(network, images, view), forward(found, images, view)
+            torch.testing.assert_close(
+                folded, plain, rtol=0.0, atol=1e-5 * float(plain.abs().max())
+            )
 
 
 @pytest.mark.parametrize("make", [Conv4, ResNet12])
