@@ -48,6 +48,23 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How a job is run, as plain data: nothing here changes its scores beyond rounding.
+
+    ``gpu`` is what ``CUDA_VISIBLE_DEVICES`` shall be, None to leave it. ``quiet`` is the folder of
+    the locks that keep the device quiet for cost lanes (`medbench.quiet`). ``earlier`` tells of
+    tries of the same job before this one.
+    """
+
+    threads: int = 1
+    gpu: str | None = None
+    quiet: str | None = None
+    exclusive: bool = True
+    episodes_per_block: int | None = None
+    earlier: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class Folders:
     """Where a run keeps its files."""
 
@@ -71,10 +88,18 @@ class Folders:
         return self.out / "cache" / "features"
 
 
-def write_failure(job: Job, folders: Folders, status: str, stage: str, message: str) -> None:
-    """Leave the record of a job that failed. Raises `OutputError`."""
+def write_failure(
+    job: Job,
+    folders: Folders,
+    status: str,
+    stage: str,
+    message: str,
+    earlier: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Leave the record of a job that failed, after `earlier` tries. Raises `OutputError`."""
     tail = log_tail(folders.log(job))
     created = now()
+    tries = {"earlier_tries": list(earlier)} if earlier else {}
     if job.kind == "training":
         write_json(
             folders.training(job) / "training.json",
@@ -87,6 +112,7 @@ def write_failure(job: Job, folders: Folders, status: str, stage: str, message: 
                 "log_tail": tail,
                 "ingredients": job.ingredients,
                 "created": created,
+                **tries,
             },
         )
         return
@@ -99,6 +125,7 @@ def write_failure(job: Job, folders: Folders, status: str, stage: str, message: 
             "error": message,
             "log_tail": tail,
             "created": created,
+            **tries,
         },
     )
 

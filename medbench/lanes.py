@@ -22,6 +22,7 @@ from medbench.episodes import Block
 from medbench.errors import ContractError, NonFinite
 from medbench.measure import PeakMemory, clock
 from medbench.plugins import Entry, Registry
+from medbench.quiet import NOBODY, Quiet
 from medbench.tasks import Target
 from medbench.training import Progress
 
@@ -50,8 +51,19 @@ class Bench:
 class Lanes:
     """The two ways of running a cell's episodes; both must predict alike."""
 
-    def __init__(self, bench: Bench, algorithm: Algorithm, block: Block, cache: Path) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        algorithm: Algorithm,
+        block: Block,
+        cache: Path,
+        *,
+        episodes_per_block: int | None = None,
+        quiet: Quiet = NOBODY,
+    ) -> None:
+        """`episodes_per_block` bounds the accuracy lane's blocks, where memory ran out before."""
         self._bench, self._algorithm, self._block, self._cache = bench, algorithm, block, cache
+        self._most, self._quiet = episodes_per_block or EPISODES_PER_BLOCK, quiet
         self._traits = bench.entry.spec.traits
         works_on = self._traits.works_on
         self._view: View | None = None if works_on == "images" else works_on
@@ -122,6 +134,7 @@ class Lanes:
                 self._bench.device,
                 self._cache,
                 self._view,
+                self._quiet,
             ).to(self._bench.device)
             support = torch.from_numpy(np.searchsorted(rows, block.support))
             query = torch.from_numpy(np.searchsorted(rows, block.query))
@@ -156,7 +169,7 @@ class Lanes:
         size = images * features[0].numel() * features.element_size()
         if self._bench.target.multilabel:
             size *= self._bench.target.n_way  # each label is a task of its own
-        return max(1, min(EPISODES_PER_BLOCK, _BLOCK_BYTES // size))
+        return max(1, min(self._most, EPISODES_PER_BLOCK, _BLOCK_BYTES // size))
 
     def _check_inductive(self, support: Tensor, query: Tensor) -> None:
         """A method that says it is inductive scores queries alone as it does together."""
@@ -238,7 +251,6 @@ class Lanes:
                 "parameters_adapted": int(n_adapted),
                 "network": form_of(self._embedder),
                 "load_average": load,
-                "exclusive": False,
             },
             torch.stack(scores).numpy(),
         )
@@ -272,8 +284,8 @@ class Lanes:
             return torch.stack([self._seen(self._store.read(episode)) for episode in rows])
 
         out = []
-        for first in range(0, n, EPISODES_PER_BLOCK):
-            some = slice(first, min(first + EPISODES_PER_BLOCK, n))
+        for first in range(0, n, self._most):
+            some = slice(first, min(first + self._most, n))
             query = features(self._block.query[some])
             support = self._support(features(self._block.support[some]), first, len(query))
             out.append(self._check(self._adapt(support).predict(query), query, first))

@@ -97,7 +97,10 @@ class Run:
             text = f"step {step + 1}/{total}, loss {self._latest:.3f}"
             if self.best_accuracy is not None:
                 text += f", val {100 * self.best_accuracy:.1f} %"
+            told = time.perf_counter()
             self._progress((step + 1) / total, text)
+            # While a cost lane is measured beside it, a training pauses there.
+            started += time.perf_counter() - told
             if last or time.perf_counter() - saved > CHECKPOINT_EVERY_S:
                 self.seconds = before + time.perf_counter() - started
                 self._save()

@@ -37,14 +37,15 @@ from medbench.errors import (
     Unavailable,
     UsageError,
 )
-from medbench.files import atomic, locked, write_json
-from medbench.jobs import STAGE_BEGAN, WAITING, Folders, Job, header, now, write_failure
+from medbench.files import atomic, write_json
+from medbench.jobs import STAGE_BEGAN, WAITING, Folders, Job, Manner, header, now, write_failure
 from medbench.lanes import Bench, Lanes
 from medbench.measure import PeakMemory, clock, hardware, pick_device, versions
 from medbench.multilabel import BinaryRelevance
 from medbench.plan import adapt_params, train_params
 from medbench.plugins import Entry, load_factory, registry, resolve_params
 from medbench.protocols import load_protocol
+from medbench.quiet import Quiet
 from medbench.records import write_record
 from medbench.source import TaskSource
 from medbench.tasks import Target, alone, resolve
@@ -56,14 +57,14 @@ Stage = Callable[[str], None]
 Scores = NDArray[np.float64]
 
 
-def execute(job: Job, out: Path, place: Place, threads: int, progress: Progress) -> None:
+def execute(job: Job, out: Path, place: Place, manner: Manner, progress: Progress) -> None:
     """Run a job and leave its record, whatever happens in it.
 
     Only what the operating system does to this process (a kill) leaves no record; the engine then
     writes one in its place.
     """
     folders = Folders(out)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(manner.threads)
     _keep_freed_memory()
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -75,16 +76,29 @@ def execute(job: Job, out: Path, place: Place, threads: int, progress: Progress)
         stage = name
         progress(STAGE_BEGAN, name.replace("_", " "))
 
-    try:
-        if job.kind == "training":
-            _run_training(job, folders, place, progress, enter)
+    def waiting(begins: bool) -> None:
+        if begins:
+            progress(WAITING, "waiting for a cost lane")
         else:
-            _run_cell(job, folders, place, progress, enter)
+            enter(stage)
+
+    def step(fraction: float, text: str) -> None:
+        progress(fraction, text)
+        quiet.pause()
+
+    try:
+        with Quiet(
+            Path(manner.quiet) if manner.quiet else None, exclusive=manner.exclusive, told=waiting
+        ) as quiet:
+            if job.kind == "training":
+                _run_training(job, folders, place, step, enter, manner)
+            else:
+                _run_cell(job, folders, place, step, enter, manner, quiet)
     except OutputError:
         raise  # a full disk is the run's trouble, not this cell's
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        write_failure(job, folders, status_of(error), stage, describe(error))
+        write_failure(job, folders, status_of(error), stage, describe(error), manner.earlier)
 
 
 def status_of(error: BaseException) -> str:
@@ -164,7 +178,7 @@ def _make(entry: Entry, params: Mapping[str, Any], path: str | None = None) -> A
 
 
 def _run_training(
-    job: Job, folders: Folders, place: Place, progress: Progress, enter: Stage
+    job: Job, folders: Folders, place: Place, progress: Progress, enter: Stage, manner: Manner
 ) -> None:
     folder = folders.training(job)
     enter("load")
@@ -213,6 +227,7 @@ def _run_training(
             "val_accuracy": run.best_accuracy,
             "curve": run.curve,
             "resumed_at": run.resumed_at,
+            "earlier_tries": list(manner.earlier),
             "notes": run.notes,
             "memory": peak.as_dict(),
             "sources": [s.id for s in bench.target.sources],
@@ -236,7 +251,15 @@ def _check_learned(learned: Any, name: str) -> None:
 # --- cells ---------------------------------------------------------------------------------------
 
 
-def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, enter: Stage) -> None:
+def _run_cell(
+    job: Job,
+    folders: Folders,
+    place: Place,
+    progress: Progress,
+    enter: Stage,
+    manner: Manner,
+    quiet: Quiet,
+) -> None:
     enter("load")
     bench = _bench(job, place)
     target = bench.target
@@ -272,13 +295,18 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
     if target.multilabel:
         dims = 1 if traits.works_on == "features" else 3
         algorithm = BinaryRelevance(algorithm, batched=traits.batched, image_dims=dims)
-    lanes = Lanes(bench, algorithm, block, folders.features)
-    progress(WAITING, "waiting for the cost lane")
-    # Two cost lanes at once would time each other; other lanes may still run beside this one, and
-    # the record says so.
-    with locked(folders.out / "cache" / "cost-lane.lock", wait=True):
+    lanes = Lanes(
+        bench,
+        algorithm,
+        block,
+        folders.features,
+        episodes_per_block=manner.episodes_per_block,
+        quiet=quiet,
+    )
+    with quiet.alone() as disturbed:
         enter("cost_lane")
         costs, cost_scores = lanes.cost(counts["cost_episodes"])
+    costs |= {"exclusive": disturbed is None, "not_exclusive_because": disturbed}
     enter("accuracy_lane")
     scores = lanes.accuracy(progress)
     if weights_digest(backbone) != before:
@@ -293,6 +321,7 @@ def _run_cell(job: Job, folders: Folders, place: Place, progress: Progress, ente
     enter("save")
     data = header(job) | {
         "status": "ok",
+        "earlier_tries": list(manner.earlier),
         "n_episodes": len(block),
         "summary": {
             k: float(np.nanmean(v)) if not np.isnan(v).all() else None for k, v in measured.items()

@@ -15,7 +15,11 @@ from medbench.errors import MedbenchError, did_you_mean
 _COMMANDS = {
     "run": ("medbench.cli.run", "Run a suite: what is missing of it, resuming where it stopped."),
     "leaderboard": ("medbench.cli.board", "Show a leaderboard from the records of runs."),
-    "status": ("medbench.cli.run", "Say what a run has done, what is missing and what is stale."),
+    "retry": ("medbench.cli.run", "Run again what failed of a run."),
+    "status": (
+        "medbench.cli.status",
+        "Say what a run has done, and what is missing or stale.",
+    ),
     "list": ("medbench.cli.show", "List datasets, backbones, algorithms, protocols or suites."),
     "info": ("medbench.cli.show", "Show all about one of them: parameters, traits, citation."),
     "plugins": ("medbench.cli.show", "List plugin distributions, and why one was left out."),

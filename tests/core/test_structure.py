@@ -19,7 +19,17 @@ ROOT = Path(medbench.__file__).parent
 LAYERS = [
     {"errors"},
     {"api"},
-    {"network", "hookspecs", "files", "sourcecode", "multilabel", "bundled", "model", "__init__"},
+    {
+        "network",
+        "hookspecs",
+        "files",
+        "sourcecode",
+        "multilabel",
+        "bundled",
+        "model",
+        "__init__",
+    },
+    {"quiet"},
     {"episodes", "plugins", "yamlfile", "metrics"},
     {"protocols", "records"},
     {"briefs"},

@@ -115,7 +115,7 @@ def test_a_faulty_algorithm_becomes_a_record_and_takes_no_other_with_it(suite, t
     shown = medbench("leaderboard", out).stdout
     assert "FAILED (1 timeout)" in shown
     again = medbench("run", path, "--out", out, "--only", "3w1s", code=1)
-    assert "15 failed before (--retry-failed runs them again)" in again.stderr
+    assert "15 failed before ('medbench retry" in again.stderr
     status = medbench("status", out, code=1).stdout
     assert "timeout" in status
 

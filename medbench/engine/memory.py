@@ -1,0 +1,85 @@
+"""Watches what jobs hold of this machine's memory, so that one that grows ends alone."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from medbench.engine.executor import Lost
+
+# Below this share of free memory the kernel would soon choose a process to kill by itself.
+_LEAST_FREE = 0.03
+_EVERY_S = 0.4
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class Guard:
+    """Says which jobs hold too much: one more than `limit_bytes`, or all more than there is."""
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        self._limit = limit_bytes
+        self._looked = 0.0
+
+    def look(self, pids: Sequence[int]) -> Iterator[tuple[int, Lost]]:
+        """Of jobs by the process that leads each: which to end now, and why."""
+        if not pids or time.monotonic() - self._looked < _EVERY_S:
+            return
+        self._looked = time.monotonic()
+        held = [resident(pid) for pid in pids]
+        if self._limit is not None:
+            for index, size in enumerate(held):
+                if size > self._limit:
+                    text = (
+                        f"It held {_gib(size)} of memory, and --memory allows {_gib(self._limit)}."
+                    )
+                    yield index, Lost("oom", text)
+            if any(size > self._limit for size in held):
+                return
+        free, total = machine_memory()
+        if free < _LEAST_FREE * total:
+            index = max(range(len(held)), key=held.__getitem__)
+            yield (
+                index,
+                Lost(
+                    "oom",
+                    f"It held {_gib(held[index])}, the most of all jobs, when {_gib(free)} of this "
+                    f"machine's {_gib(total)} were free.",
+                ),
+            )
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process and all it started hold in memory, those they share counted once."""
+    total = 0
+    try:
+        leader = psutil.Process(pid)
+        family = [leader, *leader.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            total += memory.rss - getattr(memory, "shared", 0)
+    return total
+
+
+def machine_memory() -> tuple[int, int]:
+    """Free and total bytes that processes here may have: the machine's, or their cgroup's."""
+    memory = psutil.virtual_memory()
+    free, total = int(memory.available), int(memory.total)
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((_CGROUP / "memory.max").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # Pages of files can be dropped at any time.
+        used = int((_CGROUP / "memory.current").read_text()) - int(stat["inactive_file"])
+        if limit < total:
+            free, total = min(free, limit - used), limit
+    return free, total
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
