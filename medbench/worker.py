@@ -37,7 +37,7 @@ from medbench.errors import (
     Unavailable,
     UsageError,
 )
-from medbench.files import atomic, write_json
+from medbench.files import atomic, file_digest, write_json
 from medbench.jobs import STAGE_BEGAN, WAITING, Folders, Job, Manner, header, now, write_failure
 from medbench.lanes import Bench, Lanes
 from medbench.measure import PeakMemory, clock, hardware, pick_device, versions
@@ -220,6 +220,8 @@ def _run_training(
             "status": "ok",
             # What the steps took, over all resumptions, or all of it for a trainer without steps.
             "train_s": run.seconds or elapsed,
+            "learned_bytes": (folder / "learned.safetensors").stat().st_size,
+            "learned_digest": file_digest(folder / "learned.safetensors"),
             "images_seen": run.images_seen,
             "steps": run.n_steps,
             "budget_images": images,
@@ -303,10 +305,13 @@ def _run_cell(
         episodes_per_block=manner.episodes_per_block,
         quiet=quiet,
     )
-    with quiet.alone() as disturbed:
+    with quiet.alone():
         enter("cost_lane")
         costs, cost_scores = lanes.cost(counts["cost_episodes"])
-    costs |= {"exclusive": disturbed is None, "not_exclusive_because": disturbed}
+    costs |= {
+        "exclusive": quiet.disturbed_by is None,
+        "not_exclusive_because": quiet.disturbed_by,
+    }
     enter("accuracy_lane")
     scores = lanes.accuracy(progress)
     if weights_digest(backbone) != before:
@@ -368,6 +373,13 @@ def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, A
         return {}, None
     folder = folders.out / "trainings" / job.training_key
     record = json.loads((folder / "training.json").read_text())
+    weights = folder / "learned.safetensors"
+    known = record.get("learned_digest")
+    if known is not None and file_digest(weights) != known:
+        raise DataError(
+            f"The weights of training {job.training_key[:12]} were damaged since it ended. "
+            "'medbench retry' trains it again."
+        )
     keep = (
         "key",
         "train_s",
@@ -381,7 +393,7 @@ def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, A
         "resumed_at",
         "notes",
     )
-    return load_file(folder / "learned.safetensors"), {k: record[k] for k in keep}
+    return load_file(weights), {k: record[k] for k in keep}
 
 
 def _licences(bench: Bench, job: Job) -> dict[str, str]:

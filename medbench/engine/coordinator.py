@@ -150,7 +150,7 @@ class _Run:
         for job in plan.trainings:
             if job.key not in needed:
                 continue
-            status, error = training_state(self._folders, job)
+            status, error = training_state(self._folders, job, verify=True)
             if status == "missing" or status in retry:
                 trainings.append(job)
             else:
@@ -207,9 +207,9 @@ class _Run:
     def _ended(self, news: Ended) -> None:
         job = news.job
         attempt = self._running.pop(job.key)
-        lost = news.lost if self._state(job) == "missing" else None
+        lost = news.lost
         if lost is None and self._state(job) == "missing":
-            lost = Lost("crash", "It ended without a record.")
+            lost = Lost("crash", "It ended, and its record cannot be read.")
         if lost is not None:
             write_failure(job, self._folders, lost.status, "run", lost.message, attempt.earlier)
         status = self._state(job)

@@ -6,7 +6,6 @@ A job's process leads its own process group and dies with it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import resource
@@ -23,22 +22,23 @@ from typing import Any
 from medbench.api import Place
 from medbench.engine.executor import Attempt, Ended, Lost, Told
 from medbench.engine.memory import Guard
+from medbench.engine.reaper import Reaper
 from medbench.engine.slots import Slot
 from medbench.errors import OutputError, Unavailable
 from medbench.files import output_error
-from medbench.jobs import WAITING, Folders, Job, Manner, cell_state, training_state
+from medbench.jobs import WAITING, Folders, Job, Manner
 from medbench.quiet import quiet_folder
 
 _POLL_S = 0.5
 _GRACE_S = 3.0
 _OUTPUT_TROUBLE = 75
-_PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
 @dataclass
 class _Running:
     attempt: Attempt
     slot: Slot
+    stamp: tuple[int, int]
     process: Any
     pipe: connection.Connection
     began: float
@@ -84,7 +84,7 @@ class LocalExecutor:
         self._guard = Guard(memory_bytes)
         self._running: list[_Running] = []
         self._context = multiprocessing.get_context("forkserver")
-        self._ready = False
+        self._reaper: Reaper | None = None
 
     def free(self) -> int:
         """See `medbench.engine.executor.Executor.free`."""
@@ -92,8 +92,9 @@ class LocalExecutor:
 
     def start(self, attempt: Attempt) -> str:
         """See `medbench.engine.executor.Executor.start`."""
-        if not self._ready:
+        if self._reaper is None:
             self._prepare_server(attempt.job)
+            self._reaper = Reaper()
         job, slot = attempt.job, self._slots.pop(0)
         quiet = self._quiet / slot.device if self._quiet else quiet_folder(self._out, slot.device)
         manner = Manner(
@@ -104,6 +105,7 @@ class LocalExecutor:
             episodes_per_block=attempt.episodes_per_block,
             earlier=attempt.earlier,
         )
+        stamp = self._folders.stamp(job)
         reader, writer = self._context.Pipe(duplex=False)
         process = self._context.Process(
             target=_child,
@@ -112,9 +114,11 @@ class LocalExecutor:
             daemon=False,
         )
         process.start()
+        assert process.pid is not None
+        self._reaper.watch(process.pid)
         writer.close()
         now = time.monotonic()
-        self._running.append(_Running(attempt, slot, process, reader, now, now))
+        self._running.append(_Running(attempt, slot, stamp, process, reader, now, now))
         return slot.device
 
     def wait(self) -> Sequence[Told | Ended]:
@@ -145,6 +149,9 @@ class LocalExecutor:
         for running in self._running:
             running.process.join(_GRACE_S)
         self._running.clear()
+        if self._reaper is not None:
+            self._reaper.close()
+            self._reaper = None
 
     def _prepare_server(self, job: Job) -> None:
         # Read by the math libraries when they load, so they must be set before the server starts.
@@ -155,7 +162,6 @@ class LocalExecutor:
         if "timm" in str(job.request["backbone"]["name"]):
             preload.append("timm")
         self._context.set_forkserver_preload(preload)
-        self._ready = True
 
     def _hold_to_time(self, running: _Running) -> None:
         kind = running.job.kind
@@ -196,21 +202,23 @@ class LocalExecutor:
         news = self._listen(running)
         # Children that the job left behind go with it.
         _kill_group(process.pid)
+        if self._reaper is not None:
+            self._reaper.forget(process.pid)
         running.pipe.close()
         self._running.remove(running)
         self._slots.append(running.slot)
         if running.fatal or process.exitcode == _OUTPUT_TROUBLE:
             raise OutputError(running.fatal or f"{job.title}: the output could not be written.")
-        lost = running.lost or self._obituary(running)
+        lost = self._obituary(running)
+        if lost is not None and running.lost is not None:
+            lost = running.lost
         process.close()
         return [*news, Ended(job, time.monotonic() - running.began, lost)]
 
     def _obituary(self, running: _Running) -> Lost | None:
-        """Why there is no record; None when there is one."""
-        job, code = running.job, running.process.exitcode
-        folders = self._folders
-        state = training_state(folders, job)[0] if job.kind == "training" else None
-        if (state or cell_state(folders, job)) != "missing":
+        """Why this try left no record; None when it did."""
+        job, code, folders = running.job, running.process.exitcode, self._folders
+        if folders.stamp(job) != running.stamp:
             return None
         killed = code is not None and code < 0
         if killed:
@@ -285,10 +293,6 @@ def _die_with_parent() -> None:
         os.killpg(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-    # The thread cannot run while a plugin's native code keeps Python's lock; then the system ends
-    # this process with the server it was forked from, which goes when the coordinator does.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _kill_group(pid: int | None) -> None:

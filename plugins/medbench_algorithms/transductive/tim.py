@@ -79,8 +79,9 @@ class TIM(Joint):
         # On features of little structure the updates are chaotic: a last digit of float64 grows
         # until it decides about predictions. So each episode is worked on by itself, that it may
         # not matter which others there are.
-        each = zip(points.scaled().split(1), targets.split(1), strict=True)
-        return torch.cat([self._by_turns(features, known) for features, known in each])
+        features = points.scaled()
+        each = [slice(i, i + 1) for i in range(len(features))]
+        return torch.cat([self._by_turns(features[one], targets[one]) for one in each])
 
     def _by_turns(self, features: Tensor, targets: Tensor) -> Tensor:
         # Its iterates are linear combinations of features.
