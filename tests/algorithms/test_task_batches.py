@@ -27,6 +27,7 @@ from medbench_algorithms.optimisation.task_batches import (
     graph_bytes,
     task_batches,
 )
+from medbench_algorithms.optimisation.task_by_task import summed_loss
 
 from .conftest import FakeRun, SmallConv, StripesSource, small_vit
 from .test_gradient_based import settings, start_for
@@ -172,19 +173,72 @@ def test_neighbours_of_one_shape_are_stacked_up_to_the_bound() -> None:
     assert list(task_batches(tasks, 1)) == tasks
 
 
-def test_a_cpu_takes_one_task_at_a_time() -> None:
-    assert fitting(lambda: pytest.fail("nothing to measure"), torch.device("cpu")) == 1
+@pytest.mark.parametrize(
+    ("n_support", "size", "width", "expected"),
+    [(5, 28, 8, 8), (25, 28, 8, 1), (5, 14, 8, 33), (5, 84, 8, 1), (5, 14, 150, 5)],
+    ids=["28 px 1-shot", "28 px 5-shot", "14 px 1-shot", "84 px", "many weights"],
+)
+def test_a_cpu_takes_several_small_tasks(
+    n_support: int, size: int, width: int, expected: int
+) -> None:
+    body = FunctionalBody(SmallConv(width=width))
+    support = Support(torch.zeros(n_support, 3, size, size), torch.arange(n_support), 5, (0,))
+    found = fitting(body, support, lambda: pytest.fail("nothing to measure"))
+    assert found == expected
 
 
 def test_a_gpu_takes_what_its_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     class Properties:
         total_memory = 10 * 8000
 
+    class Somewhere:
+        device = torch.device("cuda")
+
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     weight = torch.randn(1000, dtype=torch.float64, requires_grad=True)
     # One block of 8,000 bytes is kept, twice over, and it is counted once.
     assert graph_bytes(lambda: (weight * weight).sum()) == 8000
-    assert fitting(lambda: (weight * weight).sum(), torch.device("cuda")) == 4
+    support: Any = Support(Somewhere, weight, 5, ())  # type: ignore[arg-type]
+    assert fitting(FunctionalBody(SmallConv()), support, lambda: (weight * weight).sum()) == 4
+
+
+def test_losses_taken_in_turns_have_the_gradients_of_their_sum() -> None:
+    torch.manual_seed(0)
+    own, shared = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 4), (4,)))
+    unused = torch.zeros(2, dtype=torch.float64)
+    for value in (own, shared, unused):
+        value.requires_grad_()
+
+    def loss(i: int, values: Any) -> Tensor:
+        mine, common, _ = values
+        return ((i + 1) * mine.square() * common.exp()).sum()
+
+    def in_turns(*values: Tensor) -> Tensor:
+        return summed_loss(loss, values, (True, False, False), 3).square()
+
+    total = torch.stack([loss(i, (own[i], shared, unused)) for i in range(3)]).sum()
+    torch.testing.assert_close(in_turns(own, shared, unused), total.square())
+    assert torch.autograd.gradcheck(in_turns, (own, shared, unused))
+
+
+def test_losses_taken_in_turns_hold_one_graph_at_a_time() -> None:
+    alive: list[int] = []
+
+    class Held(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            alive.append(1)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+            assert len(alive) == 1
+            alive.clear()
+            return g
+
+    values = torch.ones(4, 2, requires_grad=True)
+    summed_loss(lambda i, v: Held.apply(v[0]).sum(), [values], [True], 4).backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(values.grad, torch.ones(4, 2))  # type: ignore[arg-type]
 
 
 class Random(SmallConv):

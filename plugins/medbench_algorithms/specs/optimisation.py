@@ -73,7 +73,8 @@ _TASKS_AT_ONCE: Final = Parameter(
     "tasks_at_once",
     None,
     "tasks of a meta-batch that are vectorised together, which changes results by rounding only; "
-    "null takes one on a CPU, and on a GPU what its memory holds",
+    "null takes on a CPU as many as make small tasks large enough, and on a GPU what its memory "
+    "holds",
     "int",
     minimum=1,
     optional=True,
