@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from medbench import metrics
 from medbench.api import Algorithm, Budget, Place, derive_seed
 from medbench.backbones import build_backbone, load_weights
 from medbench.config import AlgorithmRef, BackboneRef
+from medbench.crew import Crew, Lost, Report
+from medbench.distributed import Group, PeerLost, Seat, joined
 from medbench.embed import weights_digest
 from medbench.episodes import Block
 from medbench.episodes import digest as episodes_digest
@@ -56,18 +59,17 @@ Stage = Callable[[str], None]
 Scores = NDArray[np.float64]
 
 
-def execute(job: Job, out: Path, place: Place, threads: int, progress: Progress) -> None:
+def execute(
+    job: Job, out: Path, place: Place, threads: int, progress: Progress, processes: int = 1
+) -> None:
     """Run a job and leave its record, whatever happens in it.
 
     Only what the operating system does to this process (a kill) leaves no record; the engine then
-    writes one in its place.
+    writes one in its place. A training whose method can is shared by as many `processes`, of which
+    this one starts the others.
     """
     folders = Folders(out)
-    torch.set_num_threads(threads)
-    _keep_freed_memory()
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
+    _settle(threads)
     stage = "start"
 
     def enter(name: str) -> None:
@@ -75,16 +77,39 @@ def execute(job: Job, out: Path, place: Place, threads: int, progress: Progress)
         stage = name
         progress(STAGE_BEGAN, name.replace("_", " "))
 
+    def give_up(lost: Lost) -> None:
+        write_failure(job, folders, lost.status, lost.stage, lost.message)
+        os._exit(1)
+
+    crew: Crew | None = None
+
+    def gather() -> Crew:
+        nonlocal crew
+        crew = Crew(processes, _assist, (job, out, place, threads), give_up)
+        return crew
+
     try:
         if job.kind == "training":
-            _run_training(job, folders, place, progress, enter)
+            _run_training(job, folders, place, progress, enter, processes, gather)
         else:
             _run_cell(job, folders, place, progress, enter)
     except OutputError:
         raise  # a full disk is the run's trouble, not this cell's
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        write_failure(job, folders, status_of(error), stage, describe(error))
+        lost = crew.cause(error) if crew else None
+        if lost is not None:
+            write_failure(job, folders, lost.status, lost.stage, lost.message)
+        else:
+            write_failure(job, folders, status_of(error), stage, describe(error))
+
+
+def _settle(threads: int) -> None:
+    torch.set_num_threads(threads)
+    _keep_freed_memory()
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def status_of(error: BaseException) -> str:
@@ -112,7 +137,7 @@ def describe(error: BaseException) -> str:
 # --- what both kinds of job need -----------------------------------------------------------------
 
 
-def _bench(job: Job, place: Place) -> Bench:
+def _bench(job: Job, place: Place, rank: int = 0) -> Bench:
     request = job.request
     found = registry()
     protocol, _ = load_protocol(found, request["protocol"])
@@ -127,7 +152,7 @@ def _bench(job: Job, place: Place) -> Bench:
         target = next(t for t in resolved.targets if t.dataset_id == name)
     backbone_ref = BackboneRef(**request["backbone"])
     algorithm_ref = AlgorithmRef(**request["algorithm"])
-    device = pick_device(request["device"])
+    device = _device_of(pick_device(request["device"]), rank)
     backbone = build_backbone(
         found,
         backbone_ref,
@@ -164,12 +189,74 @@ def _make(entry: Entry, params: Mapping[str, Any], path: str | None = None) -> A
 
 
 def _run_training(
-    job: Job, folders: Folders, place: Place, progress: Progress, enter: Stage
+    job: Job,
+    folders: Folders,
+    place: Place,
+    progress: Progress,
+    enter: Stage,
+    processes: int,
+    gather: Callable[[], Crew],
 ) -> None:
     folder = folders.training(job)
     enter("load")
     bench = _bench(job, place)
-    protocol, spec = bench.target.protocol, bench.entry.spec
+    spec = bench.entry.spec
+    notes = []
+    if processes > 1 and not spec.traits.parallel:
+        notes.append(
+            f"{processes} processes were asked for, and one trained: {spec.name} does not claim "
+            "parallel"
+        )
+        processes = 1
+    with contextlib.ExitStack() as stack:
+        group = Group()
+        if processes > 1:
+            _device_of(bench.device, processes - 1)
+            enter("gather")
+            seat = stack.enter_context(gather()).seat
+            group = stack.enter_context(joined(seat, bench.device))
+        enter("meta_train")
+        start = clock(bench.device)
+        with PeakMemory(bench.device) as peak:
+            learned, run = _trained(job, bench, folders, progress, group)
+        elapsed = clock(bench.device) - start
+    _check_learned(learned, spec.name)
+    enter("save")
+    with atomic(folder / "learned.safetensors") as temporary:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in learned.items()}, temporary)
+    write_json(
+        folder / "training.json",
+        {
+            "key": job.key,
+            "title": job.title,
+            "status": "ok",
+            # What the steps took, over all resumptions, or all of it for a trainer without steps.
+            "train_s": run.seconds or elapsed,
+            "processes": group.world,
+            "images_seen": run.images_seen,
+            "steps": run.n_steps,
+            "budget_images": run.budget.images,
+            "selected_step": run.best_step,
+            "val_accuracy": run.best_accuracy,
+            "curve": run.curve,
+            "resumed_at": run.resumed_at,
+            "notes": [*notes, *run.notes],
+            "memory": peak.as_dict(),
+            "sources": [s.id for s in bench.target.sources],
+            "ingredients": job.ingredients,
+            "hardware": hardware(bench.device),
+            "versions": versions(),
+            "created": now(),
+        },
+    )
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def _trained(
+    job: Job, bench: Bench, folders: Folders, progress: Progress, group: Group
+) -> tuple[dict[str, Tensor], Run]:
+    """What one process learns, alone or with others."""
+    spec = bench.entry.spec
     ref = AlgorithmRef(**job.request["algorithm"])
     trainer = (
         _make(bench.entry, train_params(bench.entry, ref), spec.trainer)
@@ -184,45 +271,38 @@ def _run_training(
         seed=bench.seed,
         device=bench.device,
         source=source,
-        validation_episodes=protocol.validation_episodes,
-        checkpoint=folder / "checkpoint.safetensors",
+        validation_episodes=bench.target.protocol.validation_episodes,
+        checkpoint=folders.training(job) / "checkpoint.safetensors",
         progress=progress,
+        group=group,
     )
-    enter("meta_train")
     torch.manual_seed(derive_seed("meta-train", bench.seed))
-    start = clock(bench.device)
-    with PeakMemory(bench.device) as peak:
-        learned = trainer.meta_train(bench.backbone, source, run)
-    elapsed = clock(bench.device) - start
-    _check_learned(learned, spec.name)
-    enter("save")
-    with atomic(folder / "learned.safetensors") as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in learned.items()}, temporary)
-    write_json(
-        folder / "training.json",
-        {
-            "key": job.key,
-            "title": job.title,
-            "status": "ok",
-            # What the steps took, over all resumptions, or all of it for a trainer without steps.
-            "train_s": run.seconds or elapsed,
-            "images_seen": run.images_seen,
-            "steps": run.n_steps,
-            "budget_images": images,
-            "selected_step": run.best_step,
-            "val_accuracy": run.best_accuracy,
-            "curve": run.curve,
-            "resumed_at": run.resumed_at,
-            "notes": run.notes,
-            "memory": peak.as_dict(),
-            "sources": [s.id for s in bench.target.sources],
-            "ingredients": job.ingredients,
-            "hardware": hardware(bench.device),
-            "versions": versions(),
-            "created": now(),
-        },
-    )
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return trainer.meta_train(bench.backbone, source, run), run
+
+
+def _assist(seat: Seat, job: Job, out: Path, place: Place, threads: int) -> Report | None:
+    """The part of a further process in a training; what went wrong, if it fails."""
+    _settle(threads)
+    stage = "load"
+    try:
+        bench = _bench(job, place, seat.rank)
+        stage = "gather"
+        with joined(seat, bench.device) as group:
+            stage = "meta_train"
+            _trained(job, bench, Folders(out), lambda fraction, text: None, group)
+    except PeerLost:
+        raise
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        return status_of(error), stage, describe(error)
+    return None
+
+
+def _device_of(first: torch.device, rank: int) -> torch.device:
+    """Where process `rank` of a training computes: on the CPU, or on a GPU of its own."""
+    if first.type != "cuda":
+        return first
+    return pick_device(f"cuda:{(first.index or 0) + rank}")
 
 
 def _check_learned(learned: Any, name: str) -> None:
@@ -352,7 +432,8 @@ def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, A
         "resumed_at",
         "notes",
     )
-    return load_file(folder / "learned.safetensors"), {k: record[k] for k in keep}
+    told = {k: record[k] for k in keep} | {"processes": record.get("processes", 1)}
+    return load_file(folder / "learned.safetensors"), told
 
 
 def _licences(bench: Bench, job: Job) -> dict[str, str]:

@@ -41,6 +41,14 @@ _TELL_EVERY_S = 30.0
     show_default=True,
     help="CPU threads a job. Scores may differ in the last digit between thread counts.",
 )
+@click.option(
+    "--training-processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that share a training, each with a GPU or --threads. Changes rounding only.",
+    metavar="N",
+)
 @click.option("--only", multiple=True, metavar="TEXT", help="Cells whose title holds TEXT (glob).")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the suite.")
 @click.option("--dry-run", is_flag=True, help="Print the trainings and cells, and run nothing.")
@@ -52,6 +60,7 @@ def run_command(
     device: str,
     workers: int | None,
     threads: int,
+    training_processes: int,
     only: tuple[str, ...],
     settings: tuple[str, ...],
     dry_run: bool,
@@ -97,7 +106,8 @@ def run_command(
         _print_plan(plan, out)
         return 0
     _same_suite(out, loaded.name)
-    workers = workers or (1 if device != "cpu" else max(1, (os.cpu_count() or 1) // threads))
+    cores = (os.cpu_count() or 1) // (threads * training_processes)
+    workers = workers or (1 if device != "cpu" else max(1, cores))
     started = time.monotonic()
     screen = _Screen(plan, quiet)
     try:
@@ -112,6 +122,7 @@ def run_command(
                 threads=threads,
                 retry_failed=retry_failed,
                 watch=screen.watch,
+                training_processes=training_processes,
             )
     except Interrupted as stop:
         raise Interrupted(

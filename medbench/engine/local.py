@@ -101,8 +101,11 @@ def run_plan(
     threads: int,
     retry_failed: bool = False,
     watch: Watch = lambda event: None,
+    training_processes: int = 1,
 ) -> Outcome:
     """Run what is missing of `plan` below `out`, `workers` jobs at a time.
+
+    `training_processes` share one training where its method can.
 
     Raises `OutputError` when the folder is in use by another run, full or read-only, and
     `Interrupted` after Ctrl-C or SIGTERM; in each case finished records are whole.
@@ -112,6 +115,7 @@ def run_plan(
         write_bytes(out / "suite.yaml", suite_text.encode())
         write_json(out / PLAN_FILE, _planned(out) | {job.slug: job.key for job in plan.cells})
         engine = _Engine(plan, registry, out, place, workers, threads, retry_failed, watch)
+        engine.training_processes = training_processes
         return engine.run()
 
 
@@ -134,6 +138,8 @@ def _prepare(out: Path) -> None:
 
 
 class _Engine:
+    training_processes = 1
+
     def __init__(
         self,
         plan: Plan,
@@ -230,7 +236,7 @@ class _Engine:
         log = self._folders.log(job)
         process = self._context.Process(
             target=_child,
-            args=(job, self._out, self._place, self._threads, log, writer),
+            args=(job, self._out, self._place, self._threads, log, writer, self.training_processes),
             name=job.title,
             daemon=False,
         )
@@ -343,7 +349,13 @@ def _obituary(code: int | None) -> str:
 
 
 def _child(
-    job: Job, out: Path, place: Place, threads: int, log: Path, pipe: connection.Connection
+    job: Job,
+    out: Path,
+    place: Place,
+    threads: int,
+    log: Path,
+    pipe: connection.Connection,
+    processes: int,
 ) -> None:
     """The body of a job's process."""
     os.setsid()
@@ -375,7 +387,7 @@ def _child(
     from medbench.worker import execute
 
     try:
-        execute(job, out, place, threads, progress)
+        execute(job, out, place, threads, progress, processes)
     except OutputError as error:
         pipe.send(("fatal", 0.0, str(error)))
         os._exit(_OUTPUT_TROUBLE)

@@ -7,7 +7,7 @@ one process that keeps freed memory, as medbench's workers do; elsewhere the pla
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from plain_maml import anil, maml, outer_loop, reptile
 from torch import Tensor, nn
 
-from medbench.api import Budget, Support, Task
+from medbench.api import Budget, Support, Task, derive_seed
 from medbench.worker import _keep_freed_memory
 from medbench_algorithms.optimisation.anil import ANIL
 from medbench_algorithms.optimisation.maml import FOMAML, MAML
@@ -59,8 +59,8 @@ class FixedSource:
         support = Support(images(labels), labels, 5, (number,))
         return Task(support, images(query_labels), query_labels)
 
-    def tasks(self, step: int, count: int = 1) -> list[Task]:
-        return self.steps[step][:count]
+    def tasks(self, step: int, count: int = 1, only: Sequence[int] | None = None) -> list[Task]:
+        return [self.steps[step][i] for i in (range(count) if only is None else only)]
 
 
 class Run:
@@ -84,6 +84,15 @@ class Run:
 
     def log(self, loss: float) -> None:
         self.losses.append(loss)
+
+    def share(self, count: int) -> range:
+        return range(count)
+
+    def reseed(self, number: int) -> None:
+        torch.manual_seed(derive_seed("task", len(self.losses), number))
+
+    def together(self, parameters: Iterable[nn.Parameter], loss: float) -> float:
+        return loss
 
     def best(self) -> dict[str, Tensor]:
         return {}

@@ -181,9 +181,8 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
         body = FunctionalBody(backbone)
         parts = self.build(body, head).to(run.device)
         start = Start(body, head, parts)
-        optimiser = self.optimiser(
-            [*backbone.parameters(), *head.parameters(), *parts.parameters()]
-        )
+        learned = [*backbone.parameters(), *head.parameters(), *parts.parameters()]
+        optimiser = self.optimiser(learned)
 
         def validate(support: Support, query: Tensor) -> Tensor:
             backbone.eval()
@@ -199,13 +198,17 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
             set_lr(optimiser, self.meta_rate(step, n_steps))
             total = 0.0
             done = step / n_steps
-            tasks = source.tasks(step, self.meta_batch)
-            if at_once is None:
+            mine = run.share(self.meta_batch)
+            tasks = source.tasks(step, self.meta_batch, mine)
+            if at_once is None and tasks:
                 at_once = self._at_once(start, tasks, done)
+            number = mine.start
             # One batch's graph at a time: memory does not grow with the meta-batch.
-            for batch in task_batches(tasks, at_once):
+            for batch in task_batches(tasks, at_once or 1):
+                run.reseed(number)
                 total += self.accumulate(start, batch, done) / self.meta_batch
-            run.log(total)
+                number += len(batch.support.seeds)
+            run.log(run.together(learned, total))
             optimiser.step()
         return run.best()
 
