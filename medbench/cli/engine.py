@@ -41,6 +41,7 @@ class EngineOptions:
     gpu_memory: int | None
     workers: int | None
     threads: int
+    training_processes: int
     memory: int | None
     retries: int
     cost_lane: str
@@ -61,6 +62,7 @@ class EngineOptions:
             default_place(),
             self._slots(),
             threads=self.threads,
+            training_processes=self.training_processes,
             timeouts={"cell": suite.cell_timeout_s, "training": suite.training_timeout_s},
             memory_bytes=self.memory,
             exclusive=self.cost_lane == "exclusive",
@@ -131,6 +133,14 @@ _OPTIONS = [
         default=1,
         show_default=True,
         help="CPU threads a job. Scores may differ in the last digit between thread counts.",
+    ),
+    click.option(
+        "--training-processes",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Processes that share a training, each in a slot of its own. Changes rounding only.",
     ),
     click.option(
         "--memory",
