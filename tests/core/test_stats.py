@@ -78,10 +78,10 @@ def test_a_row_has_the_same_digits_whatever_rows_are_computed_beside_it(n_seeds)
 
 @pytest.mark.parametrize("scale", [1.0, 40.0, 1e-6, 0.0])
 def test_replicates_are_the_means_of_what_is_drawn(scale):
-    from medbench.stats import _weights
+    from medbench.stats import weights
 
     scores = scale * np.random.default_rng(5).normal(size=(2, 4, 60))
-    by_seed, by_episode = _weights(4, 0, -1).astype(float), _weights(60, 0, 2).astype(float)
+    by_seed, by_episode = weights(4, 0, -1).astype(float), weights(60, 0, 2).astype(float)
     for row, found in zip(scores, replicates(scores, 2), strict=True):
         exact = np.einsum("bs,be,se->b", by_seed, by_episode, row) / (4 * 60)
         np.testing.assert_allclose(found, exact, rtol=0, atol=1e-12 * max(scale, 1e-3))
