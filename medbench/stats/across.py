@@ -1,4 +1,4 @@
-"""Several methods over several data sets: is there any difference, and between which of them?
+"""Several methods over several data sets: whether any differ, and which of them.
 
 Here a data set is one observation, so that the answer is about data sets like these; the tests on
 shared episodes (`medbench.stats.paired`) are about these data sets alone.

@@ -1,4 +1,4 @@
-"""The Bayesian signed-rank test: how probably one method is better, by more than does not matter."""
+"""The Bayesian signed-rank test: how probably one method is better by more than a trifle."""
 
 from __future__ import annotations
 

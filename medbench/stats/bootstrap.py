@@ -136,9 +136,7 @@ def percentiles(found: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     return _printable(low), _printable(high)
 
 
-def ends(
-    mean: Floats, found: Floats, spread: Spread, level: float = 0.95
-) -> tuple[Floats, Floats]:
+def ends(mean: Floats, found: Floats, spread: Spread, level: float = 0.95) -> tuple[Floats, Floats]:
     """The interval of every row, ``(n_rows,)`` each, of its mean, replicates and spread.
 
     The ends of the percentile interval, moved apart by `Spread.widening` where there are seeds.

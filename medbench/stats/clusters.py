@@ -81,6 +81,4 @@ def estimate_groups(
         factor = factor * spread.widening(factor * (high - low), 0.95)
     n_episodes = sum(a.shape[1] for a in arrays)
     low, high = mean - factor * (mean - low), mean + factor * (high - mean)
-    return Estimate(
-        float(mean[0]), float(low[0]), float(high[0]), spread.n_seeds, n_episodes, kind
-    )
+    return Estimate(float(mean[0]), float(low[0]), float(high[0]), spread.n_seeds, n_episodes, kind)

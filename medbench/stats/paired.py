@@ -26,6 +26,8 @@ from medbench.stats.spread import Floats, Spread
 _ENUMERATED = 20
 # Up to so many on a common grid the distribution of the sum is built by convolution.
 _CONVOLVED, _LONGEST = 100, 20_000
+# A bound of memory: rows of one saddlepoint search.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,9 @@ def sign_flip(differences: Floats) -> Floats:
                 found[i] = _enumerated(values, total)
             else:
                 many.append(i)
-    if many:
-        found[many] = _saddlepoint(np.abs(differences[many]), np.abs(differences[many].sum(axis=1)))
+    for start in range(0, len(many), _ROWS):
+        some = differences[many[start : start + _ROWS]]
+        found[many[start : start + _ROWS]] = _saddlepoint(np.abs(some), np.abs(some.sum(axis=1)))
     return found
 
 
@@ -189,7 +192,8 @@ def _saddlepoint(values: Floats, total: Floats) -> Floats:
     correction = np.where(near, 0.0, 1 / safe_u - 1 / safe_w)
     upper = _normal_tail(w) + np.exp(-(w**2) / 2) / math.sqrt(2 * math.pi) * correction
     least = np.exp2(1.0 - (values > 0).sum(axis=1))
-    return np.where(extreme, least, np.clip(2 * upper, least, 1.0))
+    found: Floats = np.where(extreme, least, np.clip(2 * upper, least, 1.0))
+    return found
 
 
 def _normal_tail(z: Floats) -> Floats:

@@ -65,7 +65,7 @@ def tie_groups(different: Flags) -> list[str]:
 
 
 def _letter(number: int) -> str:
-    """a ... z, then A ... Z, then a1 and so on."""
+    """Of the n-th group: a to z, then A to Z, then a1 and so on."""
     alphabet = string.ascii_letters
     turn, place = divmod(number, len(alphabet))
     return alphabet[place] + (str(turn) if turn else "")

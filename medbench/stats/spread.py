@@ -11,6 +11,7 @@ Journal of the American Statistical Association 69 (1974) 789-794).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ class Spread:
         Episodes without a score for some seed are left out.
         """
         n_seeds = scores.shape[1]
-        there = np.isfinite(scores).all(axis=1)
+        there = np.asarray(np.isfinite(scores).all(axis=1))
         known = np.where(there[:, None], scores, 0.0)
         n = np.maximum(there.sum(axis=1), 1)
         seed_means = known.sum(axis=2) / n[:, None]
@@ -71,6 +72,24 @@ class Spread:
             self.free + other.free,
             self.second + other.second,
             self.third + other.third,
+        )
+
+    def of_row(self, i: int) -> Spread:
+        """The spread of one row alone."""
+        one = slice(i, i + 1)
+        return Spread(
+            self.seed_means[one], self.rest[one], self.free[one], self.second[one], self.third[one]
+        )
+
+    @classmethod
+    def stacked(cls, spreads: Sequence[Spread]) -> Spread:
+        """The rows of several spreads, which must have as many seeds."""
+        return cls(
+            np.concatenate([s.seed_means for s in spreads]),
+            np.concatenate([s.rest for s in spreads]),
+            np.concatenate([s.free for s in spreads]),
+            np.concatenate([s.second for s in spreads]),
+            np.concatenate([s.third for s in spreads]),
         )
 
     def over(self, n: int) -> Spread:
