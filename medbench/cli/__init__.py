@@ -15,6 +15,11 @@ from medbench.errors import MedbenchError, did_you_mean
 _COMMANDS = {
     "run": ("medbench.cli.run", "Run a suite: what is missing of it, resuming where it stopped."),
     "leaderboard": ("medbench.cli.board", "Show a leaderboard from the records of runs."),
+    "compare": ("medbench.cli.compare", "Compare two algorithms on the episodes they share."),
+    "board": ("medbench.cli.publish", "Publish leaderboards: make, add records, build, check."),
+    "export": ("medbench.cli.export", "Write records as one tidy Parquet or CSV table."),
+    "reproduce": ("medbench.cli.rerun", "Run the cell of a record again and compare."),
+    "verify": ("medbench.cli.rerun", "Run a random sample of recorded episodes again."),
     "status": ("medbench.cli.run", "Say what a run has done, what is missing and what is stale."),
     "list": ("medbench.cli.show", "List datasets, backbones, algorithms, protocols or suites."),
     "info": ("medbench.cli.show", "Show all about one of them: parameters, traits, citation."),

@@ -34,6 +34,7 @@ LAYERS = [
     {"lanes", "leaderboard"},
     {"worker"},
     {"engine"},
+    {"rerun"},
     {"cli"},
     {"__main__"},
 ]
