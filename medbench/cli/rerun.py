@@ -190,7 +190,9 @@ def _run(
 
 
 def _report(found: Rerun) -> list[str]:
-    lines = [f"changed: {text}" for text in found.changed[:5]]
+    # What an earlier version did not record has not changed.
+    told = [text for text in found.changed if ": None -> " not in text]
+    lines = [f"changed: {text}" for text in told[:5]]
     if found.error:
         return [*lines, f"failed: {found.error}"]
     for name, (then, now) in found.means.items():
