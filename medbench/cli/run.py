@@ -14,15 +14,12 @@ import click
 
 from medbench.cli.engine import EngineOptions, engine_options
 from medbench.cli.plans import count, device_name, make_plan
-from medbench.errors import UsageError
+from medbench.errors import FAILURES, UsageError
 
 if TYPE_CHECKING:
     from medbench.config import Suite
     from medbench.engine.coordinator import Outcome
     from medbench.plan import Plan
-
-# Statuses of records that are not ok; `medbench.records` would take pyarrow along.
-FAILED = ("crash", "oom", "timeout", "non_finite", "contract", "unavailable")
 
 
 @click.command("run")
@@ -71,14 +68,14 @@ def run_command(
         _print_plan(plan, out)
         return 0
     _same_suite(out, loaded.name)
-    return _run(loaded, values, plan, out, engine, FAILED if retry_failed else ())
+    return _run(loaded, values, plan, out, engine, FAILURES if retry_failed else ())
 
 
 @click.command("retry")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--failed", is_flag=True, help="All cells that failed: the default.")
 @click.option(
-    "--status", "statuses", multiple=True, type=click.Choice(FAILED), help="Only these failures."
+    "--status", "statuses", multiple=True, type=click.Choice(FAILURES), help="Only these failures."
 )
 @click.option("--only", multiple=True, metavar="TEXT", help="Cells whose title holds TEXT (glob).")
 @engine_options
@@ -106,7 +103,7 @@ def retry_command(
     path = suite_of(folder)
     loaded, values = load_suite(str(path), registry())
     plan = _select(make_plan(loaded, device_name(engine.device), engine.quiet), only)
-    return _run(loaded, values, plan, folder, engine, statuses or FAILED)
+    return _run(loaded, values, plan, folder, engine, statuses or FAILURES)
 
 
 def suite_of(folder: Path) -> Path:

@@ -45,6 +45,7 @@ LAYERS = [
     {"lanes", "leaderboard", "training_job"},
     {"worker"},
     {"engine"},
+    {"rerun"},
     {"cli"},
     {"__main__"},
 ]

@@ -19,7 +19,7 @@ from medbench.leaderboard.table import build_board
 from medbench.plan import build_plan
 from medbench.plugins import registry
 from medbench.shelf import FILE, Shelf, find_briefs
-from medbench.stats import _weights
+from medbench.stats import weights
 
 N_CELLS = int(os.environ.get("MEDBENCH_PERF_CELLS", "10000"))
 
@@ -97,7 +97,7 @@ def test_a_leaderboard_is_made_from_records(race, tmp_path, kept, monkeypatch):
     (board, text), loop = race(
         f"leaderboard of {n:,} records" + (", again" if kept else ""),
         ours=ours,
-        loop=lambda: plain_scale.board(tmp_path / "few", lambda k, s: _weights(k, 0, s) * 1.0),
+        loop=lambda: plain_scale.board(tmp_path / "few", lambda k, s: weights(k, 0, s) * 1.0),
         n_ours=n,
         n_loop=200,
         unit="record",
