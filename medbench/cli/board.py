@@ -54,6 +54,7 @@ def leaderboard_command(
       medbench leaderboard runs/quickstart
       medbench leaderboard runs/a runs/b --format md --out LEADERBOARD.md
       medbench leaderboard runs/quickstart --metric auroc --format csv
+      medbench leaderboard runs/quickstart --format html --out board.html
       medbench leaderboard runs/quickstart --time 10 --memory 64
     """
     # The libraries below take longer to import than `--help` takes.
@@ -65,7 +66,12 @@ def leaderboard_command(
     board = board_of(folders, metric, method, matters)
     if time is not None or memory is not None:
         board = _with_budget(board, time, memory)
-    text = render(board, form).rstrip("\n")
+    if form == "html":
+        from medbench.leaderboard.page import page_text
+
+        text = page_text(board, folders).rstrip("\n")
+    else:
+        text = render(board, form).rstrip("\n")
     if out is not None:
         write_bytes(out, (text + "\n").encode())
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMATS = ("table", "md", "csv", "json", "latex")
+FORMATS = ("table", "md", "csv", "json", "latex", "html")
 # The metrics of `medbench.metrics`, in its order, as tables print them.
 METRICS = {
     "accuracy": "accuracy",
