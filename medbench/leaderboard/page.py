@@ -77,7 +77,7 @@ def _hash(text: str) -> str:
 
 
 def _json(data: dict[str, Any]) -> str:
-    """JSON that cannot end the block it stands in; a table a line, so that files can be compared."""
+    """JSON that cannot end the block it stands in; a table a line, for `diff`."""
     rest = {k: v for k, v in data.items() if k != "tables"}
     lines = [f"{_compact(k)}:{_compact(v)}" for k, v in rest.items()]
     tables = ",\n".join(_compact(t) for t in data["tables"])

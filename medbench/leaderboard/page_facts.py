@@ -84,7 +84,7 @@ class Facts:
     def _one(self, brief: Brief) -> tuple[Any, ...]:
         found = _read(brief)
         parts = found.ingredients
-        budget = {k: found.request.get(k) for k in ("budget_images", "episodes", "suite", "device")}
+        budget = {k: found.request.get(k) for k in ("budget_images", "suite", "device")}
         extra = {k: v for k, v in found.backbone.items() if k in ("parameters", "weights_digest")}
         machine = {"hardware": found.hardware, "versions": found.versions}
         row = (

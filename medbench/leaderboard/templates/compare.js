@@ -115,7 +115,7 @@ function comparison() {
     h('p', {}, 'Paired on shared seeds and episodes. p: corrected by Holm\u2019s method for the targets shown; '
       + 'all pairs: for all pairs of the table, as is due when the two were picked by their scores. '
       + `The smallest difference that matters is ${(data.matters * data.factor).toFixed(data.digits)}. On a terminal:`),
-    command(`medbench compare . ${words.join(' ')}${data.metric_name === 'accuracy' ? '' : ` --metric ${data.metric_name}`}`),
+    command(`medbench compare ${data.metric_name === 'accuracy' ? '' : `--metric ${data.metric_name} `}-- ${words.join(' ')} .`),
   ];
 }
 

@@ -47,7 +47,7 @@ function scale(low, high, from, to) {
   return (v) => from + ((v - low) / (high - low || 1)) * (to - from);
 }
 
-function ticks(low, high, n = 5) {
+function ticks(low, high, n = 7) {
   const rough = (high - low) / n || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);

@@ -63,7 +63,8 @@ function scoreCell(r) {
   const x = (v) => (100 * (v - range[0])) / (range[1] - range[0] || 1);
   return [
     svg('svg', { class: 'bar', viewBox: '0 0 100 10', preserveAspectRatio: 'none', 'aria-hidden': 'true' },
-      svg('rect', { x: x(low), y: 3, width: Math.max(x(high) - x(low), 0.5), height: 4, class: 'interval' }),
+      svg('rect', { x: 0, y: 4.5, width: 100, height: 1, class: 'track' }),
+      svg('rect', { x: x(low), y: 3, width: Math.max(x(high) - x(low), 2), height: 4, class: 'interval' }),
       svg('rect', { x: x(mean) - 0.75, y: 0, width: 1.5, height: 10, class: 'mean' })),
     h('span', {}, `${score(mean)} [${score(low)}, ${score(high)}]`),
   ];
