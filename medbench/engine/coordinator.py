@@ -92,7 +92,12 @@ def run_plan(
     with locked(out / ".lock", wait=False), _signals():
         write_bytes(out / "suite.yaml", suite_text.encode())
         write_json(out / PLAN_FILE, _planned(out) | {job.slug: job.key for job in plan.cells})
-        run = _Run(plan, registry, out, executor, retries, retry, watch)
+        try:
+            executor.open()
+            run = _Run(plan, registry, out, executor, retries, retry, watch)
+        except BaseException:
+            executor.stop()
+            raise
         return run.run()
 
 
@@ -163,6 +168,7 @@ class _Run:
 
     def run(self) -> Outcome:
         if not self._waiting:
+            self._executor.stop()
             return self._outcome
         try:
             for key, (status, error) in self._done_before.items():
@@ -207,7 +213,8 @@ class _Run:
     def _ended(self, news: Ended) -> None:
         job = news.job
         attempt = self._running.pop(job.key)
-        lost = news.lost if self._state(job) == "missing" else None
+        # A record that is there may be that of an earlier try; the executor looked.
+        lost = news.lost
         if lost is None and self._state(job) == "missing":
             lost = Lost("crash", "It ended without a record.")
         if lost is not None:

@@ -44,6 +44,8 @@ class _Running:
     began: float
     # Moves on with what the job waited for others: what its time limit counts from.
     started: float
+    # What was recorded of the job before this try.
+    before: tuple[int, int] | None
     waiting_since: float | None = None
     heard: bool = False
     fatal: str = ""
@@ -86,6 +88,9 @@ class LocalExecutor:
         self._context = multiprocessing.get_context("forkserver")
         self._ready = False
 
+    def open(self) -> None:
+        """See `medbench.engine.executor.Executor.open`."""
+
     def free(self) -> int:
         """See `medbench.engine.executor.Executor.free`."""
         return len(self._slots)
@@ -114,7 +119,8 @@ class LocalExecutor:
         process.start()
         writer.close()
         now = time.monotonic()
-        self._running.append(_Running(attempt, slot, process, reader, now, now))
+        before = _stamp(self._recorded(job))
+        self._running.append(_Running(attempt, slot, process, reader, now, now, before))
         return slot.device
 
     def wait(self) -> Sequence[Told | Ended]:
@@ -145,6 +151,11 @@ class LocalExecutor:
         for running in self._running:
             running.process.join(_GRACE_S)
         self._running.clear()
+
+    def _recorded(self, job: Job) -> Path:
+        if job.kind == "training":
+            return self._folders.training(job) / "training.json"
+        return self._folders.record(job)
 
     def _prepare_server(self, job: Job) -> None:
         # Read by the math libraries when they load, so they must be set before the server starts.
@@ -201,17 +212,20 @@ class LocalExecutor:
         self._slots.append(running.slot)
         if running.fatal or process.exitcode == _OUTPUT_TROUBLE:
             raise OutputError(running.fatal or f"{job.title}: the output could not be written.")
-        lost = running.lost or self._obituary(running)
+        lost = self._obituary(running)
         process.close()
         return [*news, Ended(job, time.monotonic() - running.began, lost)]
 
     def _obituary(self, running: _Running) -> Lost | None:
-        """Why there is no record; None when there is one."""
+        """Why this try left no record; None when it left one."""
         job, code = running.job, running.process.exitcode
         folders = self._folders
         state = training_state(folders, job)[0] if job.kind == "training" else None
-        if (state or cell_state(folders, job)) != "missing":
+        state = state or cell_state(folders, job)
+        if state != "missing" and _stamp(self._recorded(job)) != running.before:
             return None
+        if running.lost is not None:
+            return running.lost
         killed = code is not None and code < 0
         if killed:
             name = signal.Signals(-code).name
@@ -289,6 +303,15 @@ def _die_with_parent() -> None:
     # this process with the server it was forked from, which goes when the coordinator does.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells one version of an atomically written file from the next."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _kill_group(pid: int | None) -> None:
