@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from medbench.errors import OutputError, Unavailable
 
 # Variables of the coordinator's environment that hold for its jobs too.
 _OURS = "MEDBENCH_"
+# Who watches needs no more.
+_TELL_EVERY_S = 1.0
 # Where data lie is each machine's own affair.
 _PLACES = ("MEDBENCH_DATA", "MEDBENCH_CACHE")
 
@@ -107,13 +109,8 @@ class Alone:
         self._out, self._terms, self._quiet = out, terms, quiet
         self._executor: LocalExecutor | None = None
 
-    def run(
-        self,
-        attempt: Attempt,
-        told: Callable[[Told], None],
-        between: Callable[[], None] = lambda: None,
-    ) -> Result:
-        """Run `attempt` to its end; `told` hears of its progress, `between` is called meanwhile.
+    def run(self, attempt: Attempt) -> Iterator[Told | Result]:
+        """Run `attempt` to its end, and tell how far it is; the last thing told is how it ended.
 
         What keeps any job from running here is told in the result, not raised.
         """
@@ -121,7 +118,8 @@ class Alone:
         terms = self._terms
         if terms.version != __version__:
             text = f"{host} has medbench {__version__}, and this run needs {terms.version}."
-            return Result(host, trouble=text)
+            yield Result(host, trouble=text)
+            return
         os.environ.update(terms.environment)
         if Path(terms.folder).is_dir():
             os.chdir(terms.folder)
@@ -139,26 +137,28 @@ class Alone:
         try:
             with _main_module_hidden():
                 self._executor.start(attempt)
-            ended = self._until_ended(told, between)
+            yield from self._until_ended(host)
         except OutputError as error:
-            return Result(host, time.monotonic() - began, output_trouble=str(error))
+            yield Result(host, time.monotonic() - began, output_trouble=str(error))
         except Unavailable as error:
-            return Result(host, time.monotonic() - began, trouble=f"On {host}: {error}")
+            yield Result(host, time.monotonic() - began, trouble=f"On {host}: {error}")
         finally:
             self.stop()
-        lost = ended.lost
-        if lost is not None:
-            lost = Lost(lost.status, f"On {host}: {lost.message}", lost.again)
-        return Result(host, ended.seconds, lost)
 
-    def _until_ended(self, told: Callable[[Told], None], between: Callable[[], None]) -> Ended:
+    def _until_ended(self, host: str) -> Iterator[Told | Result]:
         assert self._executor is not None
+        told_at = 0.0
         while True:
             for news in self._executor.wait():
                 if isinstance(news, Ended):
-                    return news
-                told(news)
-            between()
+                    lost = news.lost
+                    if lost is not None:
+                        lost = Lost(lost.status, f"On {host}: {lost.message}", lost.again)
+                    yield Result(host, news.seconds, lost)
+                    return
+                if time.monotonic() - told_at >= _TELL_EVERY_S:
+                    told_at = time.monotonic()
+                    yield news
 
     def stop(self) -> None:
         """End the attempt that runs, with all it started."""

@@ -24,8 +24,6 @@ from medbench.errors import OutputError
 from medbench.files import locked, output_error
 from medbench.jobs import Folders, Job, cell_state, training_state
 
-_TELL_EVERY_S = 2.0
-
 
 class Task:
     """One job as SLURM runs it; submitit asks it for a successor when it is interrupted."""
@@ -37,21 +35,15 @@ class Task:
     def __call__(self) -> Result:
         """Run the job to its end."""
         _stop_on_sigterm()
-        spots = Spots(self._out)
-        stem = self._attempt.job.file_stem
-        told_at = 0.0
-
-        def tell(news: Told) -> None:
-            nonlocal told_at
-            now = time.monotonic()
-            if now - told_at >= _TELL_EVERY_S:
-                told_at = now
-                spots.tell(stem, news)
-
+        spots, stem = Spots(self._out), self._attempt.job.file_stem
         alone = self._alone = Alone(self._out, self._terms, spots.quiet)
         # A job that was cancelled on a node nobody can reach may still run there.
         with locked(spots.lock(stem), wait=True):
-            return alone.run(self._attempt, tell)
+            for news in alone.run(self._attempt):
+                if isinstance(news, Result):
+                    return news
+                spots.tell(stem, news)
+        raise AssertionError("an attempt ends with its result")
 
     def checkpoint(self) -> DelayedSubmission:
         """End the job's process and hand back what is to run in the next place of the queue.
