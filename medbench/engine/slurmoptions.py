@@ -104,7 +104,10 @@ def slurm_options(
             f"{threads} threads (--threads)."
         )
     minutes = _minutes(given.pop("time")) if "time" in given else None
-    mem = size(given.pop("mem")) if "mem" in given else None
+    mem = None
+    if "mem" in given:
+        # SLURM's units are powers of two, with and without the i.
+        mem = size(re.sub(r"(?i)([kmgt])b?$", r"\1i", given.pop("mem")))
     if mem is not None and memory_bytes is not None and mem < memory_bytes:
         raise UsageError("--slurm mem is less than --memory allows a job.")
     if mem is None and memory_bytes is not None:
