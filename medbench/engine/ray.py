@@ -44,14 +44,17 @@ _COUNT_NODES_EVERY_S = 5.0
 _CHECK_S = 120.0
 _GONE_WITHIN_S = 60.0
 _OWNER = "owner.json"
+# Letters of a node's name that tell it from others.
+_NODE = 12
 
+# What of it has no types.
+_RAY: Any = ray
 _Found = tuple[str, str, bool]
 
 
 def _job(attempt: Attempt, terms: Terms, store: Store, run: str, marker: str) -> Iterator[Any]:
     """A Ray task: one attempt, told as it goes."""
-    spot = Spot(run, ray.get_runtime_context().get_node_id()[:12])
-    yield from run_in_scratch(attempt, terms, store, spot, marker)
+    yield from run_in_scratch(attempt, terms, store, _spot(run), marker)
 
 
 def _check(store: Store, marker: str) -> _Found:
@@ -59,9 +62,13 @@ def _check(store: Store, marker: str) -> _Found:
     return os.uname().nodename, __version__, store.read(marker) is not None
 
 
-def _clear(run: str) -> None:
-    """A Ray task: removes what a run's jobs left on this node."""
-    Spot(run, ray.get_runtime_context().get_node_id()[:12]).clear()
+def _clear(run: str, alive: Sequence[str]) -> None:
+    """A Ray task: removes what a run's jobs left on this node, and dead ones of this machine."""
+    _spot(run).clear([node[:_NODE] for node in alive])
+
+
+def _spot(run: str) -> Spot:
+    return Spot(run, ray.get_runtime_context().get_node_id()[:_NODE])
 
 
 @dataclass
@@ -155,9 +162,12 @@ class RayExecutor:
         self._open = False
         with contextlib.suppress(exceptions.RayError, ConnectionError):
             self._cancel_all()
-            self._on_every_node(_clear, 20.0, self._run)
+            nodes = [node["NodeID"] for node in _alive_nodes()]
+            self._on_every_node(_clear, 20.0, self._run, nodes)
         with contextlib.suppress(OutputError):
             self._store.remove(self._marker)
+            if not self._home:
+                self._exchange(bring=False)  # records of lost jobs, which are written here
         ray.shutdown()
 
     # --- the cluster -----------------------------------------------------------------------------
@@ -255,15 +265,18 @@ class RayExecutor:
         return found
 
     def _cancel_all(self) -> None:
-        for running in self._running:
-            ray.cancel(running.told, force=True)
-        until = time.monotonic() + _GONE_WITHIN_S
-        while self._running and time.monotonic() < until:
-            for running in list(self._running):
-                ready, _ = ray.wait([running.told], timeout=0.1)
-                if ready and any(isinstance(n, Ended) for n in self._hear(running)):
-                    continue
+        told = [r.told for r in self._running]
         self._running.clear()
+        for one in told:
+            ray.cancel(one, force=True)
+        until = time.monotonic() + _GONE_WITHIN_S
+        while told and time.monotonic() < until:
+            ready, _ = ray.wait(told, num_returns=1, timeout=_POLL_S)
+            for one in ready:
+                try:
+                    ray.get(next(one))
+                except (StopIteration, exceptions.RayError):
+                    told.remove(one)
 
     # --- what jobs tell --------------------------------------------------------------------------
 
@@ -308,8 +321,8 @@ class RayExecutor:
 
     # --- records here and there ------------------------------------------------------------------
 
-    def _exchange(self) -> None:
-        """Bring home what the store has and this folder lacks, and the other way round."""
+    def _exchange(self, *, bring: bool = True) -> None:
+        """Leave in the store what it lacks and, with `bring`, the other way round."""
         for top in ("trainings", "records"):
             here = {
                 str(p.relative_to(self._out))
@@ -318,7 +331,7 @@ class RayExecutor:
             }
             there = {n for n in self._store.names(top) if not Path(n).name.startswith(".")}
             # A record comes after what it speaks of.
-            for name in sorted(there - here, key=_record_last):
+            for name in sorted(there - here if bring else (), key=_record_last):
                 if not name.endswith("checkpoint.safetensors"):
                     self._store.get(name, self._out / name)
             for name in sorted(here - there, key=_record_last):
@@ -330,16 +343,16 @@ def _record_last(name: str) -> tuple[bool, str]:
 
 
 def _alive_nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
+    return [node for node in _RAY.nodes() if node["Alive"]]
 
 
 def _session() -> str:
-    return str(ray._private.worker.global_worker.node.session_name)
+    return str(_RAY._private.worker.global_worker.node.session_name)
 
 
 def _is_over(job_id: str) -> bool:
     """Whether Ray has ended all tasks of a driver."""
-    jobs = {j["JobID"]: j for j in ray._private.state.jobs()}
+    jobs = {j["JobID"]: j for j in _RAY._private.state.jobs()}
     return job_id not in jobs or bool(jobs[job_id]["IsDead"])
 
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +59,12 @@ class Spot:
         """The folder that jobs take for the run's."""
         return self.home / f"work-{self.node}"
 
-    def clear(self) -> None:
-        """Remove what jobs left here."""
-        shutil.rmtree(self.work, ignore_errors=True)
+    def clear(self, alive: Collection[str]) -> None:
+        """Remove what jobs left here, and what nodes left that are no more among `alive`."""
+        for folder in self.home.glob("work-*"):
+            node = folder.name.removeprefix("work-")
+            if node == self.node or node not in alive:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def recorded_files(job: Job) -> list[str]:
@@ -165,7 +168,8 @@ def _checkpoints(job: Job, store: Store, work: Path) -> Iterator[None]:
     name = f"trainings/{job.key}/{_CHECKPOINT}"
     path = work / name
     over = threading.Event()
-    every = min(_LOOK_EVERY_S, float(os.environ.get("MEDBENCH_CHECKPOINT_S", _LOOK_EVERY_S)))
+    written = float(os.environ.get("MEDBENCH_CHECKPOINT_S", _LOOK_EVERY_S))
+    every = min(_LOOK_EVERY_S, max(0.2, written))
 
     def stamp() -> tuple[int, int] | None:
         try:

@@ -20,9 +20,12 @@ from submitit.helpers import DelayedSubmission
 from medbench.engine.alone import Alone, Result, Terms, Troubles
 from medbench.engine.executor import Attempt, Ended, Lost, Told
 from medbench.engine.queues import ALIVE, Queue
-from medbench.errors import OutputError
+from medbench.errors import OutputError, Unavailable
 from medbench.files import locked, output_error
 from medbench.jobs import Folders, Job, cell_state, training_state
+
+# How long to wait with more jobs when SLURM has refused some.
+_REFUSED_S = 60.0
 
 
 class Task:
@@ -122,7 +125,7 @@ class SlurmExecutor:
         self._gathered: list[Attempt] = []
         self._gathering_since = 0.0
         self._running: list[_Running] = []
-        self._polled = self._asked = 0.0
+        self._polled = self._asked = self._refused_until = 0.0
         self._troubles = Troubles()
 
     def open(self) -> None:
@@ -158,25 +161,35 @@ class SlurmExecutor:
     def stop(self) -> None:
         """See `medbench.engine.executor.Executor.stop`."""
         self._gathered.clear()
-        ids = [r.id for r in self._running]
+        ids = {r.id for r in self._running}
         self._running.clear()
-        if ids:
-            self._queue.cancel(ids)
+        with contextlib.suppress(Unavailable):
+            # One may have been submitted the moment before.
+            ids |= set(self._queue.leftovers())
+        self._queue.cancel(sorted(ids))
 
     def _submit_gathered(self) -> Iterator[Told]:
         """Submit what has gathered: what becomes ready within a moment goes in one array."""
-        waited = time.monotonic() - self._gathering_since
+        now = time.monotonic()
+        waited = now - self._gathering_since
         if not self._gathered or (
-            self._running and self.free() > 0 and waited < self._queue.gather_s
+            self._running and (now < self._refused_until or waited < self._queue.gather_s)
         ):
             return
-        gathered, self._gathered = self._gathered, []
         for kind in ("training", "cell"):
-            same = [a for a in gathered if a.job.kind == kind]
+            same = [a for a in self._gathered if a.job.kind == kind]
             for attempt in same:
                 self._spots.told(attempt.job.file_stem).unlink(missing_ok=True)
             tasks = [Task(a, self._spots.out, self._terms) for a in same]
-            submitted = self._queue.submit(tasks, self._terms.timeouts[kind]) if tasks else []
+            try:
+                submitted = self._queue.submit(tasks, self._terms.timeouts[kind]) if tasks else []
+            except Unavailable:
+                if not self._running:
+                    raise
+                # Many clusters limit how many jobs a person may submit: some must end first.
+                self._refused_until = now + _REFUSED_S
+                return
+            self._gathered = [a for a in self._gathered if a.job.kind != kind]
             for attempt, job in zip(same, submitted, strict=True):
                 self._running.append(_Running(attempt, job))
                 yield Told(attempt.job, -1.0, f"in the queue as {job.job_id}")
@@ -236,6 +249,9 @@ class SlurmExecutor:
         return Ended(running.attempt.job, result.seconds, result.lost)
 
     def _missing(self, job: Job) -> bool:
+        # A network file system looks again for what it did not have when its folder is read.
+        with contextlib.suppress(OSError):
+            os.listdir(self._folders.record(job).parent)  # noqa: PTH208
         if job.kind == "training":
             return training_state(self._folders, job)[0] == "missing"
         return cell_state(self._folders, job) == "missing"

@@ -14,6 +14,23 @@ import toy
 ROOT = Path(__file__).parents[2]
 
 
+# Trainings sleep after each step; while the gate is shut they wait there, on machines of any speed.
+GATE = """
+class _Gate:
+    n_steps = 0
+
+    def sleep(self, seconds):
+        self.n_steps += 1
+        sleep(seconds)
+        while self.n_steps > 5 and os.path.exists(os.environ.get("TOY_GATE", "")):
+            sleep(0.05)
+
+
+sleep = time.sleep
+time = _Gate()
+"""
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
     """A folder with the toy distribution, for processes that are not this one's children."""
@@ -29,7 +46,18 @@ def site(tmp_path_factory) -> Path:
         return folder
 
     toy.install(distribute)
+    with (folder / "toy_parts.py").open("a") as parts:
+        parts.write(GATE)
     return folder
+
+
+@pytest.fixture
+def gate(site) -> Iterator[Path]:
+    """While this file exists, trainings hold on after a few steps."""
+    path: Path = site / "gate"
+    path.touch()
+    yield path
+    path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +68,10 @@ def python_path(site) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch, python_path) -> None:
+def _environment(monkeypatch, python_path, site) -> None:
     monkeypatch.setenv("PYTHONPATH", python_path)
+    monkeypatch.setenv("TOY_GATE", str(site / "gate"))
+    monkeypatch.setenv("MEDBENCH_CHECKPOINT_S", "0")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -49,7 +79,7 @@ def _environment(monkeypatch, python_path) -> None:
 def suite(tmp_path_factory) -> str:
     path: Path = tmp_path_factory.mktemp("suite") / "suite.yaml"
     path.write_text(
-        toy.suite("toy/slow-training", "toy/mean", seeds="[0, 1]", budget="{episodes: 60}")
+        toy.suite("toy/slow-training", "toy/mean", seeds="[0, 1]", budget="{episodes: 30}")
     )
     return str(path)
 

@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
 ]
 
-FAST_CHECKPOINTS = {"MEDBENCH_CHECKPOINT_S": "0.3"}
 RAY = ("--engine", "ray", "--retries", 2)
 
 
@@ -49,10 +48,10 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def servers(python_path) -> Iterator[Servers]:
+def servers(python_path, site) -> Iterator[Servers]:
     environment = {
         "PYTHONPATH": python_path,
-        "TOY_SLEEP": "0.1",
+        "TOY_GATE": str(site / "gate"),
         "RAY_worker_niceness": "0",
         "AWS_ACCESS_KEY_ID": "nobody",
         "AWS_SECRET_ACCESS_KEY": "nothing",
@@ -110,15 +109,16 @@ def store(servers, tmp_path) -> str:
 
 
 def test_trainings_of_a_node_that_is_lost_go_on_elsewhere_with_the_same_scores(
-    servers, suite, start, calm, tmp_path
+    servers, suite, start, calm, gate, tmp_path
 ):
     out = tmp_path / "out"
     node = servers.ray.add_node(num_cpus=1)
     servers.ray.wait_for_nodes()
-    run = start(suite, "--out", out, *RAY, *ONLY, **servers.address, **FAST_CHECKPOINTS)
+    run = start(suite, "--out", out, *RAY, *ONLY, **servers.address)
     # Two nodes with one CPU each, so that each has one of the trainings.
     wait_for(lambda: len(checkpoints(out)) == 2, run)
     servers.ray.remove_node(node, allow_graceful=False)
+    gate.unlink()
     told = run.ended()
     assert "worker or node died" in told
     found = trainings(out)
@@ -129,11 +129,11 @@ def test_trainings_of_a_node_that_is_lost_go_on_elsewhere_with_the_same_scores(
 
 
 def test_a_killed_worker_is_replaced_and_all_is_kept_in_the_store_when_the_folder_is_lost(
-    servers, store, suite, start, calm, tmp_path
+    servers, store, suite, start, calm, gate, tmp_path
 ):
     out = tmp_path / "out"
     where = ("--out", out, "--store", store, *RAY, *ONLY)
-    run = start(suite, *where, "--workers", 1, **servers.address, **FAST_CHECKPOINTS)
+    run = start(suite, *where, "--workers", 1, **servers.address)
     fs = _opened(store)
     wait_for(lambda: _names(fs, store, "checkpoint.safetensors"), run)
     (worker,) = processes("ray::_job")
@@ -141,6 +141,7 @@ def test_a_killed_worker_is_replaced_and_all_is_kept_in_the_store_when_the_folde
     assert children
     worker.kill()
     wait_for(lambda: not any(alive(c) for c in children), run)
+    gate.unlink()
     told = run.ended()
     assert "it is tried again" in told
     found = trainings(out)
@@ -171,19 +172,20 @@ def _names(fs: Any, store: str, ending: str) -> list[str]:
 
 
 def test_jobs_of_a_killed_coordinator_are_gone_before_the_next_one_starts_any(
-    servers, suite, start, calm, tmp_path
+    servers, suite, start, calm, gate, tmp_path
 ):
     out = tmp_path / "out"
     where = ("--out", out, *RAY, *ONLY)
-    first = start(suite, *where, **servers.address, **FAST_CHECKPOINTS)
+    first = start(suite, *where, **servers.address)
     wait_for(lambda: checkpoints(out), first)
     orphans = [p for w in processes("ray::_job") for p in (w, *w.children(recursive=True))]
     assert orphans
     first.process.kill()
     first.process.wait()
-    second = start(suite, *where, **servers.address, **FAST_CHECKPOINTS)
+    second = start(suite, *where, **servers.address)
     wait_for(lambda: [p for p in processes("ray::_job") if p not in orphans], second)
     assert not any(alive(p) for p in orphans)
+    gate.unlink()
     second.ended()
     assert any(t["resumed_at"] for t in trainings(out))
     assert scores(out) == calm
