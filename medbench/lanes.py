@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import gc
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medbench.api import Algorithm, Backbone, Predictor, Support, derive_seed
+from medbench.api import Algorithm, Predictor, Support, derive_seed
 from medbench.backbones import inference_copy
+from medbench.bench import Bench
 from medbench.embed import ImageStore, View, features_of, form_of, forward, to_input
 from medbench.episodes import Block
 from medbench.errors import ContractError, NonFinite
 from medbench.measure import PeakMemory, clock
-from medbench.plugins import Entry, Registry
 from medbench.quiet import NOBODY, Quiet
-from medbench.tasks import Target
 from medbench.training import Progress
 
 WARM_UP_EPISODES = 2
@@ -33,19 +31,6 @@ _BLOCK_BYTES = 1 << 28
 # Predictions of the two lanes may differ where two classes tie to rounding, and nowhere else.
 LANES_MUST_AGREE = 0.98
 _INDUCTIVE_TOLERANCE = 1e-3
-
-
-@dataclass
-class Bench:
-    """The parts of one cell or training, built from its request."""
-
-    registry: Registry
-    target: Target
-    backbone: Backbone
-    entry: Entry
-    params: dict[str, Any]
-    device: torch.device
-    seed: int
 
 
 class Lanes:

@@ -24,6 +24,9 @@ from medbench.files import output_error
 # Longer than a training's step or a block of episodes takes; a plugin that computes on for this
 # long without a pause is not waited for.
 PATIENCE_S = 30.0
+# What a cost lane may take before the others go on beside it: a plugin that hangs must not take the
+# whole run with it.
+LONGEST_S = 600.0
 _POLL_S = 0.005
 
 
@@ -50,11 +53,15 @@ class Quiet:
         *,
         exclusive: bool = True,
         patience_s: float = PATIENCE_S,
+        longest_s: float = LONGEST_S,
         told: Callable[[bool], None] = lambda waiting: None,
     ) -> None:
         self._folder, self._exclusive = folder, exclusive
-        self._patience_s, self._told = patience_s, told
+        self._patience_s, self._longest_s, self._told = patience_s, longest_s, told
         self._files: list[IO[str]] = []
+        self._impatient = False
+        # Set by the block of `alone`: what disturbed the measurement, if anything did.
+        self.disturbed_by: str | None = None
 
     def __enter__(self) -> Quiet:
         """Wait until nothing is measured, then hold *work*. Raises `OutputError`."""
@@ -85,7 +92,7 @@ class Quiet:
         if not self._files or not self._exclusive:
             return
         turn, work = self._files
-        if _try(turn, fcntl.LOCK_SH):
+        if _try(turn, fcntl.LOCK_SH) and not self._impatient:
             fcntl.flock(turn, fcntl.LOCK_UN)
             return
         fcntl.flock(work, fcntl.LOCK_UN)
@@ -104,20 +111,28 @@ class Quiet:
             self._join()
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[str | None]:
-        """A block that measures; yields None when the device is this job's alone, or why not."""
+    def alone(self) -> Iterator[None]:
+        """A block that measures; after it `disturbed_by` tells whether the device was this job's.
+
+        None: it was this job's alone from beginning to end.
+        """
+        self.disturbed_by = None
         if not self._files:
-            yield None
+            yield
             return
         turn, work = self._files
         fcntl.flock(work, fcntl.LOCK_UN)
         self._told(True)
         fcntl.flock(turn, fcntl.LOCK_EX)
+        self._gone_on.unlink(missing_ok=True)
         why = self._others() if self._exclusive else "other jobs were let run beside it"
         self._told(False)
         try:
-            yield why
+            yield
         finally:
+            if why is None and self._gone_on.exists():
+                why = "it took so long that another job went on"
+            self.disturbed_by = why
             # Only who has the turn wants *work* alone, so this does not wait.
             if self._exclusive:
                 fcntl.flock(work, fcntl.LOCK_SH)
@@ -137,11 +152,25 @@ class Quiet:
         turn, work = self._files
         if not _try(turn, fcntl.LOCK_SH):
             self._told(True)
-            fcntl.flock(turn, fcntl.LOCK_SH)
+            # Who has lost patience with a measurement does not wait for that one again.
+            until = time.monotonic() + (0.0 if self._impatient else self._longest_s)
+            while not _try(turn, fcntl.LOCK_SH):
+                if time.monotonic() >= until:
+                    self._impatient = True
+                    self._gone_on.touch()
+                    self._told(False)
+                    return
+                time.sleep(_POLL_S)
             self._told(False)
+        self._impatient = False
         # Holding the turn shared, nobody can begin to measure before *work* is held.
         fcntl.flock(work, fcntl.LOCK_SH)
         fcntl.flock(turn, fcntl.LOCK_UN)
+
+    @property
+    def _gone_on(self) -> Path:
+        assert self._folder is not None
+        return self._folder / "gone-on"
 
 
 NOBODY = Quiet(None)

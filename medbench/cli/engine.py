@@ -44,6 +44,7 @@ class EngineOptions:
     gpu_memory: int | None
     workers: int | None
     threads: int
+    training_processes: int
     memory: int | None
     retries: int
     cost_lane: str
@@ -87,6 +88,7 @@ class EngineOptions:
             default_place(),
             self._slots(),
             threads=self.threads,
+            training_processes=self.training_processes,
             timeouts={"cell": suite.cell_timeout_s, "training": suite.training_timeout_s},
             memory_bytes=self.memory,
             exclusive=self.cost_lane == "exclusive",
@@ -97,6 +99,7 @@ class EngineOptions:
         only = {
             "--slurm": (bool(self.slurm), ("slurm",)),
             "--store": (self.store is not None, ("ray",)),
+            "--training-processes": (self.training_processes > 1, ("local",)),
             "--gpus": (self.gpus is not None, ("local",)),
             "--gpu-memory": (self.gpu_memory is not None, ("local",)),
             "--jobs-per-gpu": (self.jobs_per_gpu is not None, ("local", "ray")),
@@ -251,6 +254,14 @@ _OPTIONS = [
         default=1,
         show_default=True,
         help="CPU threads a job. Scores may differ in the last digit between thread counts.",
+    ),
+    click.option(
+        "--training-processes",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Processes that share a training, each in a slot of its own. Changes rounding only.",
     ),
     click.option(
         "--memory",

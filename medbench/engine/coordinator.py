@@ -155,12 +155,13 @@ class _Run:
         for job in plan.trainings:
             if job.key not in needed:
                 continue
-            status, error = training_state(self._folders, job)
+            status, error = training_state(self._folders, job, verify=True)
             if status == "missing" or status in retry:
                 trainings.append(job)
             else:
                 self._done_before[job.key] = (status, error)
         self._waiting = Waiting(longest_first(trainings, self._folders), cells)
+        # Tries that go before what waits.
         self._again: deque[Attempt] = deque()
         self._running: dict[str, Attempt] = {}
         self._titles = {job.key: job.title for job in plan.trainings}
@@ -187,14 +188,16 @@ class _Run:
         return self._outcome
 
     def _start(self) -> None:
-        while self._executor.free() > 0:
-            if self._again:
-                attempt = self._again.popleft()
-            else:
+        while True:
+            if not self._again:
                 job = self._waiting.take()
                 if job is None:
                     return
-                attempt = Attempt(job)
+                self._again.append(Attempt(job))
+            # A job that needs several slots is not overtaken, or it might wait for ever.
+            if not self._executor.has_room(self._again[0].job):
+                return
+            attempt = self._again.popleft()
             self._running[attempt.job.key] = attempt
             where = self._executor.start(attempt)
             self._pulse.started(attempt.job, where)
@@ -213,10 +216,9 @@ class _Run:
     def _ended(self, news: Ended) -> None:
         job = news.job
         attempt = self._running.pop(job.key)
-        # A record that is there may be that of an earlier try; the executor looked.
         lost = news.lost
         if lost is None and self._state(job) == "missing":
-            lost = Lost("crash", "It ended without a record.")
+            lost = Lost("crash", "It ended, and its record cannot be read.")
         if lost is not None:
             write_failure(job, self._folders, lost.status, "run", lost.message, attempt.earlier)
         status = self._state(job)

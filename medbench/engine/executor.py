@@ -59,12 +59,12 @@ class Executor(Protocol):
         """
         ...
 
-    def free(self) -> int:
-        """How many more jobs may be started now."""
+    def has_room(self, job: Job) -> bool:
+        """Whether a job may be started now."""
         ...
 
     def start(self, attempt: Attempt) -> str:
-        """Start a job, and say where, in a word or two."""
+        """Start a job for which there is room, and say where, in a word or two."""
         ...
 
     def wait(self) -> Sequence[Told | Ended]:

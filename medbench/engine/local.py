@@ -6,7 +6,6 @@ A job's process leads its own process group and dies with it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import resource
@@ -23,29 +22,28 @@ from typing import Any
 from medbench.api import Place
 from medbench.engine.executor import Attempt, Ended, Lost, Told
 from medbench.engine.memory import Guard
+from medbench.engine.reaper import Reaper
 from medbench.engine.slots import Slot
-from medbench.errors import OutputError, Unavailable
+from medbench.errors import OutputError, Unavailable, UsageError
 from medbench.files import output_error
-from medbench.jobs import WAITING, Folders, Job, Manner, cell_state, training_state
+from medbench.jobs import WAITING, Folders, Job, Manner
 from medbench.quiet import quiet_folder
 
 _POLL_S = 0.5
 _GRACE_S = 3.0
 _OUTPUT_TROUBLE = 75
-_PR_SET_PDEATHSIG = 1  # sys/prctl.h
 
 
 @dataclass
 class _Running:
     attempt: Attempt
-    slot: Slot
+    slots: Sequence[Slot]
+    stamp: tuple[int, int]
     process: Any
     pipe: connection.Connection
     began: float
     # Moves on with what the job waited for others: what its time limit counts from.
     started: float
-    # What was recorded of the job before this try.
-    before: tuple[int, int] | None
     waiting_since: float | None = None
     heard: bool = False
     fatal: str = ""
@@ -71,13 +69,25 @@ class LocalExecutor:
         slots: Sequence[Slot],
         *,
         threads: int = 1,
+        training_processes: int = 1,
         timeouts: Mapping[str, float],
         memory_bytes: int | None = None,
         exclusive: bool = True,
         quiet: Path | None = None,
     ) -> None:
-        """`quiet`: where the locks of cost lanes lie [by the name of `out`]."""
+        """`quiet`: where the locks of cost lanes lie [by the name of `out`].
+
+        `training_processes` share a training whose method can, each in a slot of its own. Raises
+        `UsageError` when there are not so many GPUs.
+        """
+        gpus = {slot.gpu for slot in slots} - {None}
+        if gpus and training_processes > len(gpus):
+            raise UsageError(
+                f"--training-processes {training_processes} needs as many GPUs, and this run has "
+                f"{len(gpus)}. Name more with --gpus, or share a training among fewer."
+            )
         self.n_slots = len(slots)
+        self._training_processes = training_processes
         self._out, self._place = out, place
         self._slots = list(slots)
         self._threads, self._timeouts, self._exclusive = threads, timeouts, exclusive
@@ -86,29 +96,39 @@ class LocalExecutor:
         self._guard = Guard(memory_bytes)
         self._running: list[_Running] = []
         self._context = multiprocessing.get_context("forkserver")
-        self._ready = False
+        self._reaper: Reaper | None = None
 
     def open(self) -> None:
         """See `medbench.engine.executor.Executor.open`."""
 
-    def free(self) -> int:
-        """See `medbench.engine.executor.Executor.free`."""
-        return len(self._slots)
+    def has_room(self, job: Job) -> bool:
+        """See `medbench.engine.executor.Executor.has_room`."""
+        return self._free_for(job) is not None
 
     def start(self, attempt: Attempt) -> str:
         """See `medbench.engine.executor.Executor.start`."""
-        if not self._ready:
+        if self._reaper is None:
             self._prepare_server(attempt.job)
-        job, slot = attempt.job, self._slots.pop(0)
-        quiet = self._quiet / slot.device if self._quiet else quiet_folder(self._out, slot.device)
+            self._reaper = Reaper()
+        job = attempt.job
+        slots = self._free_for(job)
+        assert slots, "there is no room"
+        for slot in slots:
+            self._slots.remove(slot)
+        device = slots[0].device
+        # A training on several GPUs disturbs whoever measures on any of them.
+        shared = "gpus" if slots[0].gpu and self._training_processes > 1 else device
+        quiet = self._quiet / shared if self._quiet else quiet_folder(self._out, shared)
         manner = Manner(
             threads=self._threads,
-            gpu=slot.gpu,
+            processes=self._training_processes,
+            gpu=",".join(slot.gpu for slot in slots if slot.gpu) or None,
             quiet=str(quiet),
             exclusive=self._exclusive,
             episodes_per_block=attempt.episodes_per_block,
             earlier=attempt.earlier,
         )
+        stamp = self._folders.stamp(job)
         reader, writer = self._context.Pipe(duplex=False)
         process = self._context.Process(
             target=_child,
@@ -117,11 +137,24 @@ class LocalExecutor:
             daemon=False,
         )
         process.start()
+        assert process.pid is not None
+        self._reaper.watch(process.pid)
         writer.close()
         now = time.monotonic()
-        before = _stamp(self._recorded(job))
-        self._running.append(_Running(attempt, slot, process, reader, now, now, before))
-        return slot.device
+        self._running.append(_Running(attempt, slots, stamp, process, reader, now, now))
+        return device if len(slots) == 1 else f"{len(slots)} x {device}"
+
+    def _free_for(self, job: Job) -> list[Slot] | None:
+        """The slots that a job would take; None when there are not enough now."""
+        if job.kind == "cell" or not job.request["parallel"]:
+            return self._slots[:1] or None
+        by_gpu: dict[str | None, Slot] = {}
+        for slot in self._slots:
+            by_gpu.setdefault(slot.gpu, slot)
+        # Each process wants a GPU of its own; on the CPU one slot is like another.
+        free = list(by_gpu.values()) if None not in by_gpu else self._slots
+        count = min(self._training_processes, self.n_slots)
+        return free[:count] if len(free) >= count else None
 
     def wait(self) -> Sequence[Told | Ended]:
         """See `medbench.engine.executor.Executor.wait`."""
@@ -151,11 +184,9 @@ class LocalExecutor:
         for running in self._running:
             running.process.join(_GRACE_S)
         self._running.clear()
-
-    def _recorded(self, job: Job) -> Path:
-        if job.kind == "training":
-            return self._folders.training(job) / "training.json"
-        return self._folders.record(job)
+        if self._reaper is not None:
+            self._reaper.close()
+            self._reaper = None
 
     def _prepare_server(self, job: Job) -> None:
         # Read by the math libraries when they load, so they must be set before the server starts.
@@ -166,7 +197,6 @@ class LocalExecutor:
         if "timm" in str(job.request["backbone"]["name"]):
             preload.append("timm")
         self._context.set_forkserver_preload(preload)
-        self._ready = True
 
     def _hold_to_time(self, running: _Running) -> None:
         kind = running.job.kind
@@ -207,25 +237,24 @@ class LocalExecutor:
         news = self._listen(running)
         # Children that the job left behind go with it.
         _kill_group(process.pid)
+        if self._reaper is not None:
+            self._reaper.forget(process.pid)
         running.pipe.close()
         self._running.remove(running)
-        self._slots.append(running.slot)
+        self._slots += running.slots
         if running.fatal or process.exitcode == _OUTPUT_TROUBLE:
             raise OutputError(running.fatal or f"{job.title}: the output could not be written.")
         lost = self._obituary(running)
+        if lost is not None and running.lost is not None:
+            lost = running.lost
         process.close()
         return [*news, Ended(job, time.monotonic() - running.began, lost)]
 
     def _obituary(self, running: _Running) -> Lost | None:
-        """Why this try left no record; None when it left one."""
-        job, code = running.job, running.process.exitcode
-        folders = self._folders
-        state = training_state(folders, job)[0] if job.kind == "training" else None
-        state = state or cell_state(folders, job)
-        if state != "missing" and _stamp(self._recorded(job)) != running.before:
+        """Why this try left no record; None when it did."""
+        job, code, folders = running.job, running.process.exitcode, self._folders
+        if folders.stamp(job) != running.stamp:
             return None
-        if running.lost is not None:
-            return running.lost
         killed = code is not None and code < 0
         if killed:
             name = signal.Signals(-code).name
@@ -299,19 +328,6 @@ def _die_with_parent() -> None:
         os.killpg(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-    # The thread cannot run while a plugin's native code keeps Python's lock; then the system ends
-    # this process with the server it was forked from, which goes when the coordinator does.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What tells one version of an atomically written file from the next."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def _kill_group(pid: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -24,32 +24,28 @@ class Guard:
         self._limit = limit_bytes
         self._looked = 0.0
 
-    def look(self, pids: Sequence[int]) -> Iterator[tuple[int, Lost]]:
+    def look(self, pids: Sequence[int]) -> list[tuple[int, Lost]]:
         """Of jobs by the process that leads each: which to end now, and why."""
         if not pids or time.monotonic() - self._looked < _EVERY_S:
-            return
+            return []
         self._looked = time.monotonic()
         held = [resident(pid) for pid in pids]
         if self._limit is not None:
-            for index, size in enumerate(held):
-                if size > self._limit:
-                    text = (
-                        f"It held {_gib(size)} of memory, and --memory allows {_gib(self._limit)}."
-                    )
-                    yield index, Lost("oom", text)
-            if any(size > self._limit for size in held):
-                return
+            over = [i for i, size in enumerate(held) if size > self._limit]
+            if over:
+                allowed = f"and --memory allows {_gib(self._limit)}."
+                return [
+                    (i, Lost("oom", f"It held {_gib(held[i])} of memory, {allowed}")) for i in over
+                ]
         free, total = machine_memory()
-        if free < _LEAST_FREE * total:
-            index = max(range(len(held)), key=held.__getitem__)
-            yield (
-                index,
-                Lost(
-                    "oom",
-                    f"It held {_gib(held[index])}, the most of all jobs, when {_gib(free)} of this "
-                    f"machine's {_gib(total)} were free.",
-                ),
-            )
+        if free >= _LEAST_FREE * total:
+            return []
+        index = max(range(len(held)), key=held.__getitem__)
+        text = (
+            f"It held {_gib(held[index])}, the most of all jobs, when {_gib(free)} of this "
+            f"machine's {_gib(total)} were free."
+        )
+        return [(index, Lost("oom", text))]
 
 
 def resident(pid: int) -> int:

@@ -37,6 +37,7 @@ from medbench.engine.scratch import (
 from medbench.engine.store import Store
 from medbench.errors import OutputError, Unavailable, UsageError
 from medbench.files import write_json
+from medbench.jobs import Job
 
 _POLL_S = 0.5
 _COUNT_NODES_EVERY_S = 5.0
@@ -115,12 +116,12 @@ class RayExecutor:
         if not self._home:
             self._exchange()
 
-    def free(self) -> int:
-        """See `medbench.engine.executor.Executor.free`."""
+    def has_room(self, job: Job) -> bool:
+        """See `medbench.engine.executor.Executor.has_room`."""
         if self._workers is None and time.monotonic() - self._counted > _COUNT_NODES_EVERY_S:
             # Nodes come and go.
             self.n_slots = self._room() or self.n_slots
-        return self.n_slots - len(self._running)
+        return len(self._running) < self.n_slots
 
     def start(self, attempt: Attempt) -> str:
         """See `medbench.engine.executor.Executor.start`."""

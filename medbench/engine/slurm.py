@@ -138,9 +138,9 @@ class SlurmExecutor:
             raise output_error(self._spots.out, error) from error
         self._queue.cancel(self._queue.leftovers())
 
-    def free(self) -> int:
-        """See `medbench.engine.executor.Executor.free`."""
-        return self.n_slots - len(self._running) - len(self._gathered)
+    def has_room(self, job: Job) -> bool:
+        """See `medbench.engine.executor.Executor.has_room`."""
+        return len(self._running) + len(self._gathered) < self.n_slots
 
     def start(self, attempt: Attempt) -> str:
         """See `medbench.engine.executor.Executor.start`."""
