@@ -22,7 +22,7 @@ from medbench.engine.executor import Attempt, Ended, Lost, Told
 from medbench.engine.queues import ALIVE, Queue
 from medbench.errors import OutputError, Unavailable
 from medbench.files import locked, output_error
-from medbench.jobs import Folders, Job, cell_state, training_state
+from medbench.jobs import Folders, Job
 
 # How long to wait with more jobs when SLURM has refused some.
 _REFUSED_S = 60.0
@@ -107,6 +107,8 @@ class Spots:
 class _Running:
     attempt: Attempt
     job: Any
+    # What was recorded before it, by `Folders.stamp`.
+    stamp: tuple[int, int]
     told: str = ""
     gone_since: float | None = None
 
@@ -180,6 +182,7 @@ class SlurmExecutor:
             same = [a for a in self._gathered if a.job.kind == kind]
             for attempt in same:
                 self._spots.told(attempt.job.file_stem).unlink(missing_ok=True)
+            stamps = [self._folders.stamp(a.job) for a in same]
             tasks = [Task(a, self._spots.out, self._terms) for a in same]
             try:
                 submitted = self._queue.submit(tasks, self._terms.timeouts[kind]) if tasks else []
@@ -190,8 +193,8 @@ class SlurmExecutor:
                 self._refused_until = now + _REFUSED_S
                 return
             self._gathered = [a for a in self._gathered if a.job.kind != kind]
-            for attempt, job in zip(same, submitted, strict=True):
-                self._running.append(_Running(attempt, job))
+            for attempt, stamp, job in zip(same, stamps, submitted, strict=True):
+                self._running.append(_Running(attempt, job, stamp))
                 yield Told(attempt.job, -1.0, f"in the queue as {job.job_id}")
 
     def _look(self) -> Iterator[Told | Ended]:
@@ -237,7 +240,7 @@ class SlurmExecutor:
             self._remove(running)
             return Ended(running.attempt.job, result.seconds, self._troubles.lost(result.trouble))
         self._troubles.worked = True
-        if result.lost is None and self._missing(running.attempt.job):
+        if result.lost is None and self._stamp(running.attempt.job) == running.stamp:
             # Another node's files may take their time to be seen.
             now = time.monotonic()
             running.gone_since = running.gone_since or now
@@ -248,13 +251,11 @@ class SlurmExecutor:
             self._tidy(running)
         return Ended(running.attempt.job, result.seconds, result.lost)
 
-    def _missing(self, job: Job) -> bool:
+    def _stamp(self, job: Job) -> tuple[int, int]:
         # A network file system looks again for what it did not have when its folder is read.
         with contextlib.suppress(OSError):
             os.listdir(self._folders.record(job).parent)  # noqa: PTH208
-        if job.kind == "training":
-            return training_state(self._folders, job)[0] == "missing"
-        return cell_state(self._folders, job) == "missing"
+        return self._folders.stamp(job)
 
     def _look_for_lost(self, unknown: Sequence[_Running]) -> Iterator[Ended]:
         """Of tasks without a result: those that SLURM has no more, or has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -12,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import pytest
 from engine_runs import (
     CELLS,
     ONLY,
     alive,
     checkpoints,
+    family,
     medbench,
-    processes,
     scores,
     trainings,
     wait_for,
@@ -41,6 +43,18 @@ class Servers:
 
     ray: Any
     s3: str | None
+
+    def workers(self) -> list[psutil.Process]:
+        """Workers that run a job now."""
+        found = []
+        for node in self.ray.list_all_nodes():
+            (raylet,) = node.all_processes["raylet"]
+            for process in psutil.Process(raylet.process.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    title = " ".join(process.cmdline())
+                    if title.startswith("ray::") and "/ conv4 /" in title:
+                        found.append(process)
+        return found
 
     @property
     def address(self) -> dict[str, str]:
@@ -136,7 +150,7 @@ def test_a_killed_worker_is_replaced_and_all_is_kept_in_the_store_when_the_folde
     run = start(suite, *where, "--workers", 1, **servers.address)
     fs = _opened(store)
     wait_for(lambda: _names(fs, store, "checkpoint.safetensors"), run)
-    (worker,) = processes("ray::_job")
+    (worker,) = servers.workers()
     children = worker.children(recursive=True)
     assert children
     worker.kill()
@@ -178,12 +192,12 @@ def test_jobs_of_a_killed_coordinator_are_gone_before_the_next_one_starts_any(
     where = ("--out", out, *RAY, *ONLY)
     first = start(suite, *where, **servers.address)
     wait_for(lambda: checkpoints(out), first)
-    orphans = [p for w in processes("ray::_job") for p in (w, *w.children(recursive=True))]
+    orphans = [p for w in servers.workers() for p in family(w)]
     assert orphans
     first.process.kill()
     first.process.wait()
     second = start(suite, *where, **servers.address)
-    wait_for(lambda: [p for p in processes("ray::_job") if p not in orphans], second)
+    wait_for(lambda: [p for p in servers.workers() if p not in orphans], second)
     assert not any(alive(p) for p in orphans)
     gate.unlink()
     second.ended()
