@@ -133,6 +133,7 @@ class Alone:
             memory_bytes=terms.memory_bytes,
             exclusive=terms.exclusive,
             quiet=self._quiet,
+            shared=True,
         )
         try:
             with _main_module_hidden():

@@ -266,14 +266,14 @@ class RayExecutor:
         return found
 
     def _cancel_all(self) -> None:
-        told = [r.told for r in self._running]
+        told: list[Any] = [r.told for r in self._running]
         self._running.clear()
         for one in told:
             ray.cancel(one, force=True)
         until = time.monotonic() + _GONE_WITHIN_S
         while told and time.monotonic() < until:
-            ready, _ = ray.wait(told, num_returns=1, timeout=_POLL_S)
-            for one in ready:
+            heard: list[Any] = ray.wait(told, num_returns=1, timeout=_POLL_S)[0]
+            for one in heard:
                 try:
                     ray.get(next(one))
                 except (StopIteration, exceptions.RayError):

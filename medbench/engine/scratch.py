@@ -127,6 +127,7 @@ def _fetch(job: Job, store: Store, work: Path) -> None:
     for name in (*recorded_files(job), log_file(job)):
         (work / name).unlink(missing_ok=True)
     if job.kind == "training":
+        store.sweep(f"trainings/{job.key}")
         name = f"trainings/{job.key}/{_CHECKPOINT}"
         store.get(name, folders.training(job) / _CHECKPOINT)
     elif job.training_key is not None:

@@ -119,6 +119,13 @@ class Store:
             except FileNotFoundError:
                 return
 
+    def sweep(self, folder: str) -> None:
+        """Remove what writers that were killed left half-written in a folder."""
+        _, root = self._opened()
+        if self._protocol in _LOCAL:
+            for path in Path(root, folder).glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+
     @contextmanager
     def _troubles(self, done: str, name: str) -> Iterator[None]:
         try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from medbench.api import Place
+from medbench.engine import memory
 from medbench.engine.alone import Alone, Result, Troubles, terms_of
 from medbench.engine.executor import Attempt
 from medbench.errors import Unavailable
@@ -51,3 +54,33 @@ def test_a_run_ends_when_no_machine_can_run_a_job_and_goes_on_when_one_cannot():
     somewhere = Troubles(limit=3)
     somewhere.worked = True
     assert all(somewhere.lost("no data").again for _ in range(10))
+
+
+def test_of_jobs_with_a_guard_each_only_the_largest_ends_when_memory_runs_out(monkeypatch):
+    code = "'medbench.engine.local'; held = b'x' * (%d << 20); print(1, flush=True); input()"
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code % size],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=leads,
+        )
+        for size, leads in ((20, True), (80, True), (1, False))
+    ]
+    try:
+        for job in jobs:
+            assert job.stdout is not None
+            job.stdout.readline()
+        small, large, inner = (job.pid for job in jobs)
+        found = memory._jobs()
+        assert {small, large} <= set(found)
+        assert inner not in found
+        monkeypatch.setattr(memory, "_jobs", lambda: [small, large])
+        monkeypatch.setattr(memory, "machine_memory", lambda: (0, 100))
+        assert memory.Guard(None, shared=True).look([small]) == []
+        ((index, lost),) = memory.Guard(None, shared=True).look([large])
+        assert (index, lost.status) == (0, "oom")
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()

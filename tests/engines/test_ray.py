@@ -139,6 +139,7 @@ def test_trainings_of_a_node_that_is_lost_go_on_elsewhere_with_the_same_scores(
     assert sorted(len(t["earlier_tries"]) for t in found) == [0, 1]
     (again,) = (t for t in found if t["earlier_tries"])
     assert again["resumed_at"], "it began anew"
+    assert not list(out.rglob("*.tmp"))
     assert scores(out) == calm
 
 
