@@ -184,4 +184,5 @@ def _traits(entry: Entry) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(
         json.dumps(dataclasses.asdict(entry.spec.traits), default=list)
     )
+    del found["parallel"]  # how many processes train changes no result
     return found
