@@ -185,11 +185,14 @@ class RayExecutor:
             if address:
                 ray.init(address=address, **common)
             else:
+                # Ray would let every other program on this machine go first.
+                os.environ.setdefault("RAY_worker_niceness", "0")
                 cores = len(os.sched_getaffinity(0))
                 n_cpus = self._workers * self._terms.threads if self._workers else cores
                 ray.init(address="local", num_cpus=n_cpus, include_dashboard=False, **common)
-        except (ConnectionError, RuntimeError, ValueError, exceptions.RayError) as error:
-            what = f"the Ray cluster at {address} cannot be reached" if address else "Ray failed"
+        except Exception as error:  # Ray raises anything, plain `Exception` too
+            what = f"The Ray cluster at {address} cannot be reached"
+            what = what if address else "Ray cannot be started here"
             raise Unavailable(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
     def _fence(self) -> None:

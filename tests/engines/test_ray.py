@@ -77,14 +77,27 @@ def servers(python_path, site) -> Iterator[Servers]:
         server, s3 = _s3_server()
         if s3 is not None:
             patch.setenv("AWS_ENDPOINT_URL", s3)
-        from ray.cluster_utils import Cluster
-
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster = _cluster()
         yield Servers(cluster, s3)
         cluster.shutdown()
         if server is not None:
             server.kill()
             server.wait()
+
+
+def _cluster() -> Any:
+    from ray.cluster_utils import Cluster
+
+    for tries_left in (2, 1, 0):
+        try:
+            return Cluster(
+                initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+            )
+        except Exception as error:  # Ray's own
+            # Ray allows half a minute, which a busy machine may need more than.
+            if "timed out during startup" not in str(error) or not tries_left:
+                raise
+    raise AssertionError
 
 
 def _s3_server() -> tuple[subprocess.Popen[bytes] | None, str | None]:
