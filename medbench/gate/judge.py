@@ -112,9 +112,18 @@ def _apart(old: CellResult, new: CellResult) -> str:
 
 
 def decide(comparisons: Sequence[Comparison], thresholds: Thresholds) -> list[Comparison]:
-    """The comparisons with p-values adjusted for their number, and final verdicts."""
+    """The comparisons with p-values adjusted for their number, and final verdicts.
+
+    Changes for the worse and for the better are two families, each tested on its own side: a gate
+    fails by the first alone, and the whole of its error rate is spent on that.
+    """
     tested = [c for c in comparisons if c.p is not None]
-    adjusted = dict(zip(map(id, tested), holm([c.p or 0.0 for c in tested]), strict=True))
+    adjusted: dict[int, float] = {}
+    for side in (1, -1):
+        p = [_one_sided(c, side) for c in tested]
+        for c, value in zip(tested, holm(p), strict=True):
+            if (c.effect or 0.0) * c.worse * side >= 0:
+                adjusted[id(c)] = value
     found = []
     for c in comparisons:
         if id(c) not in adjusted:
@@ -124,6 +133,12 @@ def decide(comparisons: Sequence[Comparison], thresholds: Thresholds) -> list[Co
         verdict = _verdict(c, p, thresholds.family_error)
         found.append(dataclasses.replace(c, p_adjusted=p, verdict=verdict))
     return found
+
+
+def _one_sided(c: Comparison, side: int) -> float:
+    """The p-value of a change for the worse (`side` 1) or for the better (-1)."""
+    assert c.p is not None
+    return c.p / 2 if (c.effect or 0.0) * c.worse * side > 0 else 1 - c.p / 2
 
 
 def _verdict(c: Comparison, p: float, family_error: float) -> Verdict:
@@ -191,7 +206,7 @@ def _notices(before: Side, after: Side, pairs: Sequence[Pair]) -> list[str]:
     if apart:
         found.append(
             f"TIMES AND MEMORY WERE NOT COMPARED in {len(apart)} of {_n(len(pairs), 'cell')}: "
-            f"{apart[0].apart}. 'medbench bench SUITE --against REF' runs both sides on one machine."
+            f"{apart[0].apart}. 'medbench bench SUITE --against REF' runs both on one machine."
         )
     alike = [p for p in pairs if not p.apart]
     changes = [machine_change(p.before.rounds, p.after.rounds) for p in alike]

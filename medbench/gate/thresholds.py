@@ -59,11 +59,11 @@ class Memory(Model):
     smallest: Share = 0.05
     margin: Share = 0.05
     # Differences below this many bytes of tensors matter to nobody.
-    smallest_bytes: Annotated[int, Field(ge=0)] = 1 << 16
+    smallest_bytes: Annotated[int, Field(ge=0)] = 1 << 14
     # The same of the process's resident set, which moves by pages and by what malloc keeps.
     smallest_host_bytes: Annotated[int, Field(ge=0)] = 1 << 22
     # Resident sets of two processes that do the same differ by so much (a standard deviation).
-    noise: Noise = 0.10
+    noise: Noise = 0.15
 
 
 class Override(Model):
@@ -82,7 +82,7 @@ class Thresholds(Model):
     time: Time = Time()
     memory: Memory = Memory()
     # How often a gate over identical code may fail by chance, over all its comparisons together.
-    family_error: Annotated[float, Field(gt=0, le=0.2)] = 0.01
+    family_error: Annotated[float, Field(gt=0, le=0.2)] = 0.015
     # Kinds that must have been compared for the gate to pass.
     require: tuple[Kind, ...] = ("accuracy",)
     # "cannot_tell": also fail where the measurements do not suffice to call a cell equivalent.
