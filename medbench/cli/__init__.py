@@ -15,6 +15,12 @@ from medbench.errors import MedbenchError, did_you_mean
 _COMMANDS = {
     "run": ("medbench.cli.run", "Run a suite: what is missing of it, resuming where it stopped."),
     "leaderboard": ("medbench.cli.board", "Show a leaderboard from the records of runs."),
+    "gate": (
+        "medbench.cli.gate",
+        "Fail when a run is less accurate, slower or hungrier than before.",
+    ),
+    "bench": ("medbench.cli.bench", "Measure this code and another version of it in turns."),
+    "history": ("medbench.cli.history", "Find when scores and times changed, over many runs."),
     "status": ("medbench.cli.run", "Say what a run has done, what is missing and what is stale."),
     "list": ("medbench.cli.show", "List datasets, backbones, algorithms, protocols or suites."),
     "info": ("medbench.cli.show", "Show all about one of them: parameters, traits, citation."),
