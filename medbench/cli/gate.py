@@ -94,7 +94,7 @@ def deliver(
     assert isinstance(outcome, Outcome)
     click.echo(table.terminal(outcome, everything=everything))
     if github:
-        click.echo(machines.annotations(outcome))
+        click.echo(machines.workflow_commands(outcome))
         summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary:
             with Path(summary).open("a", encoding="utf-8") as file:

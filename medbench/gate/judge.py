@@ -120,8 +120,8 @@ def decide(comparisons: Sequence[Comparison], thresholds: Thresholds) -> list[Co
     tested = [c for c in comparisons if c.p is not None]
     adjusted: dict[int, float] = {}
     for side in (1, -1):
-        p = [_one_sided(c, side) for c in tested]
-        for c, value in zip(tested, holm(p), strict=True):
+        values = holm([_one_sided(c, side) for c in tested])
+        for c, value in zip(tested, values, strict=True):
             if (c.effect or 0.0) * c.worse * side >= 0:
                 adjusted[id(c)] = value
     found = []

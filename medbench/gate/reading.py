@@ -6,6 +6,7 @@ would pass.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,24 +43,24 @@ def read_side(path: Path, metric: str) -> Side:
     folders = sorted(p for p in rounds.iterdir() if p.is_dir()) if rounds.is_dir() else [path]
     if not folders:
         raise UsageError(f"{rounds} holds no rounds; 'medbench bench' makes them.")
+    side = read_folders(folders, metric, str(path))
+    suite = next(
+        (f / "suite.yaml" for f in (folders[0], path) if (f / "suite.yaml").is_file()), None
+    )
+    return dataclasses.replace(side, suite=str(suite) if suite else None)
+
+
+def read_folders(folders: Sequence[Path], metric: str, name: str) -> Side:
+    """One side of the runs in `folders`; a cell that several measured has as many rounds."""
     found: dict[Identity, list[CellResult]] = {}
     unmeasured: dict[str, None] = {}
     for folder in folders:
         for cell in _run(folder, metric):
             found.setdefault(cell.identity, []).append(cell)
         unmeasured |= dict.fromkeys(_unmeasured(folder))
-    cells = {identity: _merge(same, len(folders)) for identity, same in found.items()}
+    cells = {identity: _merge(same) for identity, same in found.items()}
     created = max((r.created for c in cells.values() for r in c.rounds), default="")
-    suite = folders[0] / "suite.yaml"
-    suite = suite if suite.is_file() else path / "suite.yaml"
-    return Side(
-        str(path),
-        cells,
-        tuple(unmeasured),
-        metric,
-        created=created,
-        suite=str(suite) if suite.is_file() else None,
-    )
+    return Side(name, cells, tuple(unmeasured), metric, created=created)
 
 
 def _run(folder: Path, metric: str) -> list[CellResult]:
@@ -125,12 +126,12 @@ def _round(record: Record) -> Round:
     )
 
 
-def _merge(same: Sequence[CellResult], n_rounds: int) -> CellResult:
+def _merge(same: Sequence[CellResult]) -> CellResult:
     """One result of several rounds; a cell that failed in one of them has failed."""
     failed = [c for c in same if not c.ok]
     if failed:
         last = failed[-1]
-        times = f" (in {len(failed)} of {n_rounds} rounds)" if n_rounds > 1 else ""
+        times = f" (in {len(failed)} of {len(same)} rounds)" if len(same) > 1 else ""
         return CellResult(last.cell, last.status, last.error + times)
     last = same[-1]
     alike = [c for c in same if (c.episodes, c.data, c.hardware) == _place(last)]

@@ -17,7 +17,7 @@ _ANNOTATIONS = 10
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
-def annotations(outcome: Outcome) -> str:
+def workflow_commands(outcome: Outcome) -> str:
     """Workflow commands that mark the job: an error for each regression, warnings for notices.
 
     Source: the page "Workflow commands for GitHub Actions" of GitHub's documentation.
