@@ -74,8 +74,8 @@ def time_sample(
     if not before or not after:
         return None
     net = all(r.waits.get(name) for r in [*before, *after])
-    a = np.array([_level(r, name, net) for r in before])
-    b = np.array([_level(r, name, net) for r in after])
+    a = np.array([level(r, name, net=net) for r in before])
+    b = np.array([level(r, name, net=net) for r in after])
     turns, moved = in_turns(before, after), _machine(before, after)
     noise, note = rules.noise, ""
     if moved is None:
@@ -143,7 +143,7 @@ def machine_change(before: Sequence[Round], after: Sequence[Round]) -> float | N
     return None if moved is None else float(moved.mean())
 
 
-def _level(round_: Round, name: str, net: bool) -> float:
+def level(round_: Round, name: str, *, net: bool) -> float:
     """The log of the median time of an episode, in this process."""
     values = np.asarray(round_.times[name], dtype=np.float64)
     if net:
@@ -159,11 +159,11 @@ def _machine(before: Sequence[Round], after: Sequence[Round]) -> Floats | None:
         return None
     if not all(r.calibration for r in [*before, *after]):
         return None
-    a, b = np.array([_speed(r) for r in before]), np.array([_speed(r) for r in after])
+    a, b = np.array([speed(r) for r in before]), np.array([speed(r) for r in after])
     found: Floats = b - a if in_turns(before, after) else np.array([b.mean() - a.mean()])
     return found
 
 
-def _speed(round_: Round) -> float:
+def speed(round_: Round) -> float:
     """The mean log time of the pieces of calibration work, at both ends of the episodes."""
     return float(np.mean([np.mean(np.log(v)) for v in round_.calibration.values()]))

@@ -119,13 +119,18 @@ def on_path(name: str, source: Path, commit: str, paths: Sequence[str] = ()) -> 
     """A version that runs in this environment, found before what is installed."""
     roots = import_roots(source, paths)
     environment = {
-        "PYTHONPATH": os.pathsep.join(str(r) for r in roots),
+        "PYTHONPATH": os.pathsep.join([*map(str, roots), *_inherited()]),
         # Without it the folder one stands in would come first.
         "PYTHONSAFEPATH": "1",
     }
     version = Version(name, source, sys.executable, environment, commit)
     _check(version, roots, source)
     return version
+
+
+def _inherited() -> list[str]:
+    # Plugins that are neither installed nor part of the repository are found as before.
+    return [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
 
 
 def in_environment(name: str, source: Path, commit: str, folder: Path) -> Version:
