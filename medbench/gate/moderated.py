@@ -48,10 +48,11 @@ def fit_prior(variances: Sequence[float], dfs: Sequence[int], declared: float) -
     half = np.array([d for _, d in pairs], dtype=np.float64) / 2
     e = np.log(s2) - digamma(half) + np.log(half)
     extra = float(e.var(ddof=1) - polygamma(1, half).mean())
-    df = _MOST_PRIOR_DF if extra <= 0 else min(2 * inverse_trigamma(extra), _MOST_PRIOR_DF)
+    df = math.inf if extra <= 0 else 2 * inverse_trigamma(extra)
     centre = float(e.mean())
-    found = math.exp(centre + float(digamma(df / 2)) - math.log(df / 2))
-    return Prior(found, df)
+    if math.isfinite(df):
+        centre += float(digamma(df / 2)) - math.log(df / 2)
+    return Prior(math.exp(centre), min(df, _MOST_PRIOR_DF))
 
 
 def inverse_trigamma(value: float) -> float:
