@@ -20,6 +20,8 @@ from medbench.gate.moderated import Prior
 from medbench.gate.thresholds import Memory, Time
 
 _TRIMMED_FROM = 8
+# No two processes agree better than by one per cent, whatever a few rounds say by luck.
+_LEAST_VARIANCE = 2 * 0.01**2
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ class Sample:
     def interval(self, prior: Prior, level: float = 0.95) -> tuple[float, float, float]:
         """Both ends of the interval, and the two-sided p-value of no difference."""
         variance, df = prior.posterior(self.variance, self.df)
-        within = variance * self.weight
+        within = max(variance, _LEAST_VARIANCE) * self.weight
         total = within + self.fixed
-        # The part that is declared and not estimated has no degrees of freedom to lose
-        # (Satterthwaite's formula with one known variance).
-        df = df * (total / within) ** 2 if within > 0 else math.inf
+        if not self.weight:
+            # All of it is declared, and nothing estimated from few rounds.
+            df = math.inf
         error = math.sqrt(total)
         if error == 0:
             return self.mean, self.mean, 0.0 if self.mean else 1.0

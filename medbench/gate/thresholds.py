@@ -82,7 +82,7 @@ class Thresholds(Model):
     time: Time = Time()
     memory: Memory = Memory()
     # How often a gate over identical code may fail by chance, over all its comparisons together.
-    family_error: Annotated[float, Field(gt=0, le=0.2)] = 0.015
+    family_error: Annotated[float, Field(gt=0, le=0.2)] = 0.01
     # Kinds that must have been compared for the gate to pass.
     require: tuple[Kind, ...] = ("accuracy",)
     # "cannot_tell": also fail where the measurements do not suffice to call a cell equivalent.

@@ -31,18 +31,22 @@ def verdicts(runs, seed, **planted):
     ids=["in-turns", "one-run-each", "apart", "few-rounds"],
 )
 def test_identical_code_fails_in_less_than_two_per_cent_of_runs(how):
-    failed, _ = verdicts(RUNS, 1, n_cells=6, episodes=100, **how)
+    failed, _ = verdicts(RUNS, 1, n_cells=5, episodes=20, **how)
     assert failed / RUNS < 0.02
 
 
 @pytest.mark.parametrize(
     ("planted", "seed"),
-    [({"slow": 1.15}, 2), ({"memory": 1.10}, 3), ({"loss": 0.02}, 4)],
+    [
+        ({"slow": 1.15, "episodes": 50}, 2),
+        ({"memory": 1.10, "rounds": 4, "episodes": 50}, 3),
+        ({"loss": 0.02, "rounds": 2}, 4),
+    ],
     ids=["15 % slower", "10 % more memory", "2 points less accurate"],
 )
 def test_a_planted_change_is_found_in_95_per_cent_and_nothing_else_is(planted, seed):
     runs = 100
-    _, found = verdicts(runs, seed, n_cells=10, episodes=600, **planted)
+    _, found = verdicts(runs, seed, n_cells=8, **planted)
     assert found / runs >= 0.95
 
 

@@ -46,7 +46,7 @@ def test_few_values_are_not_trimmed():
 
 
 def test_the_interval_without_a_prior_is_the_t_interval():
-    values = np.random.default_rng(1).normal(0.1, 0.05, 6)
+    values = np.random.default_rng(1).normal(0.1, 0.08, 6)
     mean, variance, df, weight = trimmed(values)
     low, high, p = Sample(mean, variance, df, weight, 0.0, 1, 1, 6).interval(Prior(1.0, 0.0))
     test = stats.ttest_1samp(values, 0.0)
@@ -89,7 +89,7 @@ def test_moderated_intervals_cover_as_they_say():
     rng = np.random.default_rng(4)
     inside = total = 0
     for _ in range(300):
-        values = rng.normal(0, 0.05 * np.sqrt(8 / rng.chisquare(8, (12, 1))), (12, 5))
+        values = rng.normal(0, 0.1 * np.sqrt(8 / rng.chisquare(8, (12, 1))), (12, 5))
         samples = [Sample(*trimmed(v), 0.0, 1, 1, 5) for v in values]
         prior = fit_prior([s.variance for s in samples], [s.df for s in samples], 0.01)
         for sample in samples:
