@@ -7,6 +7,7 @@ environment and only the import path differs; otherwise each gets a virtual envi
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -53,7 +54,14 @@ def repository(here: Path) -> Path:
 
 def export_commit(top: Path, ref: str, folder: Path) -> str:
     """Write the files of `ref` to `folder`; returns the commit. Raises `UsageError`."""
-    commit = _git(top, "rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}").strip()
+    try:
+        commit = _git(top, "rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}")
+    except UsageError as error:
+        raise UsageError(
+            f"{top} has no commit, tag or branch {ref!r}. In a shallow clone, fetch it first "
+            "('git fetch --unshallow', or fetch-depth: 0 of actions/checkout)."
+        ) from error
+    commit = commit.strip()
     folder.mkdir(parents=True)
     archive = folder.parent / f"{folder.name}.tar"
     _git(top, "archive", "--format=tar", f"--output={archive}", commit)
@@ -141,7 +149,9 @@ def in_environment(name: str, source: Path, commit: str, folder: Path) -> Versio
     """
     import venv
 
-    venv.create(folder, with_pip=True, symlinks=True)
+    # Where this environment has pip it can install into another, which saves a minute.
+    own_pip = importlib.util.find_spec("pip") is None
+    venv.create(folder, with_pip=own_pip, symlinks=True)
     python = folder / "bin" / "python"
     paths = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
@@ -153,8 +163,9 @@ def in_environment(name: str, source: Path, commit: str, folder: Path) -> Versio
     # A .pth line that calls addsitedir also reads the .pth files there (editable installations).
     pth = Path(paths.stdout.strip()) / "above.pth"
     pth.write_text(f"import site; site.addsitedir({above!r})\n", encoding="utf-8")
+    pip = [python, "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", python]
     done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(source)],
+        [*pip, "install", "--quiet", "--disable-pip-version-check", str(source)],
         capture_output=True,
         text=True,
         check=False,
