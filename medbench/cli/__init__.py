@@ -22,6 +22,12 @@ _COMMANDS = {
     "export": ("medbench.cli.export", "Write records as one tidy Parquet or CSV table."),
     "reproduce": ("medbench.cli.rerun", "Run the cell of a record again and compare."),
     "verify": ("medbench.cli.rerun", "Run a random sample of recorded episodes again."),
+    "gate": (
+        "medbench.cli.gate",
+        "Fail when a run is less accurate, slower or hungrier than before.",
+    ),
+    "bench": ("medbench.cli.bench", "Measure this code and another version of it in turns."),
+    "history": ("medbench.cli.history", "Find when scores and times changed, over many runs."),
     "list": ("medbench.cli.show", "List datasets, backbones, algorithms, protocols or suites."),
     "info": ("medbench.cli.show", "Show all about one of them: parameters, traits, citation."),
     "plugins": ("medbench.cli.show", "List plugin distributions, and why one was left out."),
