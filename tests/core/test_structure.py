@@ -54,7 +54,8 @@ LAYERS = [
     {"lanes", "leaderboard", "training_job", "gate"},
     {"worker"},
     {"engine"},
-    {"rerun"},
+    {"rerun", "pytest_cells"},
+    {"pytest_plugin"},
     {"cli"},
     {"__main__"},
 ]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from medbench.gate.pytest_cells import MeasuredCell
     from medbench.gate.verdicts import Outcome
+    from medbench.pytest_cells import MeasuredCell
 
 _OUT = pytest.StashKey[Path]()
 _OUTCOME = pytest.StashKey["Outcome | str"]()
@@ -63,7 +63,7 @@ def medbench_cell(request: pytest.FixtureRequest) -> MeasuredCell:
     active, the seconds of every episode are kept as its rounds.
     """
     from medbench.errors import MedbenchError
-    from medbench.gate.pytest_cells import run_cell
+    from medbench.pytest_cells import run_cell
 
     marker = request.node.get_closest_marker("medbench")
     if marker is None or marker.args:
@@ -155,9 +155,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _judge(config: pytest.Config, gate: str | None, update: str | None) -> Outcome | str:
     from medbench.gate.baseline import commit_here, write_baseline
     from medbench.gate.judge import judge
-    from medbench.gate.pytest_cells import collect
     from medbench.gate.reading import read_side
     from medbench.gate.thresholds import load_thresholds
+    from medbench.pytest_cells import collect
 
     named = config.getoption("--medbench-thresholds")
     rules = load_thresholds(Path(named) if named else None)
