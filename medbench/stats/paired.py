@@ -121,8 +121,9 @@ def with_seeds(parts: Sequence[Tested], n_rows: int | None = None) -> Floats:
     spread = Spread.stacked(spreads)
     if n_rows is not None:
         spread = spread.pooled(n_rows)
-    of_both: Floats = spread.p_value(np.concatenate([mean for _, mean, _ in parts]))
-    return np.maximum(found, of_both)
+    of_both = spread.p_value(np.concatenate([mean for _, mean, _ in parts]))
+    larger: Floats = np.maximum(found, of_both)
+    return larger
 
 
 def sign_flip(differences: Floats) -> Floats:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,28 +12,39 @@ import pyarrow.parquet as pq
 import pytest
 
 import toy
+from medbench import plugins
+from medbench.cli import main
 from medbench.errors import DataError, UsageError
 from medbench.files import file_digest
 from medbench.records import find_records, read_record
 from medbench.rerun import draw_sample, suite_of
 
 
-def medbench(*arguments, code=0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "medbench", *map(str, arguments)],
-        capture_output=True, text=True, env=os.environ, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def medbench(capsys):
+    """Run a command in this process, whose server of processes then serves all tests here."""
+
+    def call(*arguments, code=0) -> str:
+        plugins.registry.cache_clear()
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        shown = capsys.readouterr()
+        assert stop.value.code == code, shown.out + shown.err
+        return shown.out + shown.err
+
+    return call
 
 
 @pytest.fixture
-def run(distribute, tmp_path) -> Path:
-    """A finished run of a method that trains and one that does not."""
+def run(distribute, tmp_path, tmp_path_factory, medbench) -> Path:
+    """A finished run of a method that trains and one that does not, made once and copied."""
     toy.install(distribute)
-    suite = tmp_path / "suite.yaml"
-    suite.write_text(toy.suite("toy/mean", "toy/slow-training", budget="{episodes: 6}"))
-    medbench("run", suite, "--out", tmp_path / "run", "--only", "3w1s", "--only", "3w2s", "-q")
+    once = tmp_path_factory.getbasetemp() / "rerun"
+    if not once.exists():
+        suite = tmp_path / "suite.yaml"
+        suite.write_text(toy.suite("toy/mean", "toy/slow-training", budget="{episodes: 6}"))
+        medbench("run", suite, "--out", once, "-q", "--workers", 1)
+    shutil.copytree(once, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -54,7 +63,7 @@ def invent(path: Path, by: float) -> None:
     path.write_text(json.dumps(data))
 
 
-def test_a_cell_comes_out_the_same_its_training_included(run):
+def test_a_cell_comes_out_the_same_its_training_included(run, medbench):
     told = medbench("reproduce", record(run, "slow-training"))
     assert "100 % of 40 episodes have the same accuracy" in told
     assert "reproduced: within 0.005" in told
@@ -63,7 +72,7 @@ def test_a_cell_comes_out_the_same_its_training_included(run):
     assert len(list(run.glob("records/*.json"))) == 4
 
 
-def test_an_invented_record_is_not_reproduced(run):
+def test_an_invented_record_is_not_reproduced(run, medbench):
     path = record(run, "mean")
     invent(path, 0.03)
     told = medbench("reproduce", path, code=1)
@@ -71,7 +80,7 @@ def test_an_invented_record_is_not_reproduced(run):
     assert "reproduced: within 0.2" in medbench("reproduce", path, "--tolerance", 0.2)
 
 
-def test_a_sample_of_episodes_is_run_again(run):
+def test_a_sample_of_episodes_is_run_again(run, medbench):
     told = medbench("verify", run, "--sample", 10)
     assert "10 episodes of 4 cells (of 4 records)" in told
     assert "10 of 10 episodes came out exactly as recorded; 4 of 4 cells agree" in told
@@ -79,7 +88,7 @@ def test_a_sample_of_episodes_is_run_again(run):
     assert "5 of 5 episodes came out exactly as recorded; 1 of 1 cells agree" in told
 
 
-def test_a_sample_finds_what_was_invented(run):
+def test_a_sample_finds_what_was_invented(run, medbench):
     for path in run.glob("records/*.json"):
         invent(path, 0.1)
     told = medbench("verify", run, "--sample", 8, code=1)
@@ -87,7 +96,7 @@ def test_a_sample_finds_what_was_invented(run):
     assert "of 4 cells agree within 0.02" in told
 
 
-def test_another_cell_is_no_reproduction(run):
+def test_another_cell_is_no_reproduction(run, medbench):
     path = record(run, "mean")
     data = json.loads(path.read_text())
     data["ingredients"]["target"]["dataset"]["digest"] = "other"
@@ -99,7 +108,7 @@ def test_another_cell_is_no_reproduction(run):
     assert "nothing to compare" in medbench("reproduce", path, code=2)
 
 
-def test_a_changed_plugin_is_told_and_its_failure_too(run, tmp_path):
+def test_a_changed_plugin_is_told_and_its_failure_too(run, tmp_path, medbench):
     path = record(run, "mean")
     parts = tmp_path / "site" / "toy_parts.py"
     text = parts.read_text()
