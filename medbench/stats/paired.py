@@ -81,11 +81,21 @@ def compare(a: Sequence[Floats], b: Sequence[Floats], seed: int = 0) -> Differen
     )
 
 
-def p_values(differences: Sequence[Floats]) -> Floats:
+def p_values(differences: Sequence[Floats], n_rows: int | None = None) -> Floats:
     """The two-sided p of many pairs at once, ``(n_pairs,)``.
 
-    `differences`: one array a target, ``(n_pairs, n_seeds, n_episodes)``; NaN is left out.
+    `differences`: one array a target, ``(n_pairs, n_seeds, n_episodes)``; NaN is left out. With
+    `n_rows` the pairs are all those of so many rows, and the variance that seeds bring is learnt
+    from them together (`Spread.pooled`).
     """
+    return with_seeds([tested(differences)], n_rows)
+
+
+Tested = tuple[Floats, Floats, Spread | None]
+
+
+def tested(differences: Sequence[Floats]) -> Tested:
+    """Of some pairs: p of sign flips, mean difference, and with several seeds its spread."""
     parts, spread, mean = [], None, np.zeros(len(differences[0]))
     for array in differences:
         there = np.isfinite(array).all(axis=1)
@@ -95,10 +105,25 @@ def p_values(differences: Sequence[Floats]) -> Floats:
         if array.shape[1] > 1:
             own = Spread.of(array)
             spread = own if spread is None else spread + own
-    found = sign_flip(np.concatenate(parts, axis=1))
-    if spread is not None:
-        found = np.maximum(found, spread.over(len(differences)).p_value(mean))
-    return found
+    return (
+        sign_flip(np.concatenate(parts, axis=1)),
+        mean,
+        None if spread is None else spread.over(len(differences)),
+    )
+
+
+def with_seeds(parts: Sequence[Tested], n_rows: int | None = None) -> Floats:
+    """The p of all pairs that were `tested` in parts, seeds taken into account."""
+    found = np.concatenate([p for p, _, _ in parts])
+    spreads = [spread for _, _, spread in parts if spread is not None]
+    if not spreads:
+        return found
+    spread = Spread.stacked(spreads)
+    if n_rows is not None:
+        spread = spread.pooled(n_rows)
+    of_both = spread.p_value(np.concatenate([mean for _, mean, _ in parts]))
+    larger: Floats = np.maximum(found, of_both)
+    return larger
 
 
 def sign_flip(differences: Floats) -> Floats:
