@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -89,6 +90,18 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: every expected error is one message on standard error and an exit code."""
+    if arguments is None:  # this process is ours
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _main(arguments)
+    except KeyboardInterrupt:
+        if arguments is None:
+            _leaving()
+        click.echo("medbench: stopped.", err=True)
+        sys.exit(130)
+
+
+def _main(arguments: list[str] | None) -> None:
     try:
         code = cli.main(args=arguments, prog_name="medbench", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -98,14 +111,19 @@ def main(arguments: list[str] | None = None) -> Any:
         error.show()
         sys.exit(2)
     except click.Abort:
-        sys.exit(130)
+        raise KeyboardInterrupt from None
     except MedbenchError as error:
+        if error.exit_code == 130 and arguments is None:
+            _leaving()
         click.echo(f"medbench: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("medbench: stopped.", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe went away (| head); nothing is wrong here.
         sys.stderr.close()
         sys.exit(0)
+
+
+def _leaving() -> None:
+    # Everything is put away by now: a signal more would only show where Python was on its way out.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -234,24 +234,47 @@ class LocalQueue:
 
     def cancel(self, ids: Sequence[str]) -> None:
         """See `Queue.cancel`."""
-        wanted = {int(i) for i in ids}
-        if not wanted:
-            return
+        leaders = [p for p in map(_process, ids) if p is not None]
+        # Jobs end when what hosts them does, and that takes them a moment.
+        everybody = {p.pid: p for leader in leaders for p in _family(leader)}.values()
         # A controller ends its tasks on SIGINT, and leaves them behind when it is killed.
-        for number, patience in ((signal.SIGINT, 10.0), (signal.SIGKILL, 10.0)):
-            for pid in wanted:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            until = time.monotonic() + patience
-            while time.monotonic() < until:
-                if not any(_alive(pid) for pid in wanted):
-                    return
-                time.sleep(0.05)
-        raise Unavailable(f"Processes of an earlier run do not end: {sorted(wanted)}.")
+        for leader in leaders:
+            with contextlib.suppress(psutil.Error):
+                leader.send_signal(signal.SIGINT)
+        if not _gone(everybody, 10.0):
+            for process in everybody:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            if not _gone(everybody, 10.0):
+                left = sorted(p.pid for p in everybody if _alive(p))
+                raise Unavailable(f"Processes of this run do not end: {left}.")
 
 
-def _alive(pid: int) -> bool:
+def _process(pid: str) -> psutil.Process | None:
     try:
-        return str(psutil.Process(pid).status()) != psutil.STATUS_ZOMBIE
+        return psutil.Process(int(pid))
+    except psutil.Error:
+        return None
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return [process]
+
+
+def _gone(processes: Collection[psutil.Process], patience_s: float) -> bool:
+    until = time.monotonic() + patience_s
+    while any(_alive(p) for p in processes):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False

@@ -26,6 +26,8 @@ from medbench.stats.spread import Floats, Spread
 _ENUMERATED = 20
 # Up to so many on a common grid the distribution of the sum is built by convolution.
 _CONVOLVED, _LONGEST = 100, 20_000
+# What is smaller by so much than what it came from is rounding.
+_ROUNDING = 1e-12
 # A bound of memory: rows of one saddlepoint search.
 _ROWS = 256
 
@@ -100,6 +102,8 @@ def tested(differences: Sequence[Floats]) -> Tested:
     for array in differences:
         there = np.isfinite(array).all(axis=1)
         known = np.where(there, array.mean(axis=1), 0.0)
+        # Seeds that cancel out leave rounding behind, which is no difference.
+        known[np.abs(known) < _ROUNDING * np.abs(np.nan_to_num(array)).max(axis=1)] = 0.0
         parts.append(known / np.maximum(there.sum(axis=1), 1)[:, None] / len(differences))
         mean += parts[-1].sum(axis=1)
         if array.shape[1] > 1:
@@ -157,8 +161,11 @@ def sign_flip(differences: Floats) -> Floats:
 
 def _grid(values: Floats) -> tuple[NDArray[np.int64], float] | None:
     """`values` as multiples of one number, and the number; None where there is none."""
-    step, scale = 0.0, float(values.max())
-    for value in np.unique(values.round(14)):
+    scale = float(values.max())
+    if values.min() < _ROUNDING * scale:
+        return None
+    step = 0.0
+    for value in np.unique((values / scale).round(14)) * scale:
         # Euclid's algorithm, with remainders of rounding taken for nothing.
         a, b = float(value), step
         while b > 1e-9 * scale:

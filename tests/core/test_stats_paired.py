@@ -50,6 +50,23 @@ def test_on_a_grid_the_law_of_the_sum_is_exact(n):
     assert sign_flip(d[None])[0] == pytest.approx(p, rel=1e-9)
 
 
+def test_seeds_that_cancel_out_leave_no_difference_behind():
+    # Two seeds, and episodes in which one seed's gain is the other's loss but for rounding.
+    gain = np.array([0.3, 0.1, 0.2, 0.6, 0.0, 0.4])
+    even = np.stack([gain + 0.1, -gain - 0.1 + 1e-17])[None]
+    even[0, 1] += np.array([0, 1, -1, 1, 0, -1]) * 2.0**-54
+    rising = np.concatenate([even, np.full((1, 2, 3), 0.2)], axis=2)
+    p = sign_flip(np.array([[0.0] * 6 + [0.2] * 3]))[0]
+    assert p == 0.25
+    assert module.tested([even])[0][0] == 1.0
+    assert module.tested([rising])[0][0] == p
+
+
+def test_a_difference_far_below_the_others_is_still_one():
+    d = np.array([1e-16, 0.5, 0.25, 0.25])
+    assert sign_flip(d[None])[0] == pytest.approx(enumerated(d.tolist()))
+
+
 @pytest.mark.parametrize("shift", [0.05, 0.1, 0.2, 0.4])
 def test_the_saddlepoint_is_near_the_exact_tail_however_far_out(shift):
     rng = np.random.default_rng(int(100 * shift))

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from runs import MEDBENCH, alive, children, medbench, wait_for
 from safetensors.torch import load_file
-from test_run import MEDBENCH, _alive, _children, _wait_for, medbench
 
 import toy
 
@@ -81,8 +81,8 @@ def test_a_shared_training_whose_process_is_killed_is_a_failure_that_can_be_gone
         text=True,
     )
     try:
-        _wait_for(lambda: list(out.glob("trainings/*/checkpoint.safetensors")), 240)
-        before = _children(run.pid)
+        wait_for(lambda: list(out.glob("trainings/*/checkpoint.safetensors")), 240)
+        before = children(run.pid)
         (second,) = [p for p in before if "spawn_main" in _command(p)]
         os.kill(second, signal.SIGKILL)
         _, told = run.communicate(timeout=120)
@@ -92,12 +92,12 @@ def test_a_shared_training_whose_process_is_killed_is_a_failure_that_can_be_gone
     failed = trainings(out)["maml"]
     assert failed["status"] == "crash"
     assert "Process 2 of 2 was killed by SIGKILL" in failed["error"]
-    _wait_for(lambda: not any(_alive(p) for p in before), 15)
+    wait_for(lambda: not any(alive(p) for p in before), 15)
     medbench("run", path, *arguments, "--retry-failed")
     again = trainings(out)["maml"]
     assert again["resumed_at"]
     assert again["resumed_at"][0] > 0
-    assert again["curve"][-1]["step"] == again["steps"] == 80
+    assert again["curve"][-1]["step"] == again["steps"] == 100
 
 
 def _command(pid: int) -> str:

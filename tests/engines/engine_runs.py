@@ -72,7 +72,7 @@ def checkpoints(out: Path) -> list[Path]:
     return list(out.glob("trainings/*/checkpoint.safetensors"))
 
 
-def wait_for(condition, run: Run | None = None, seconds: float = 300):
+def wait_for(condition, run: Run | None = None, seconds: float = 500):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -37,6 +37,9 @@ def session(tmp_path, distribute, monkeypatch):
     top = Path(medbench.__file__).parents[1]
     paths = [str(top), str(top / "plugins"), os.environ["PYTHONPATH"]]
 
+    # Theirs is a session of its own, not a worker of this one.
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+
     def run(text, *options):
         (folder / "test_mine.py").write_text(text)
         named = {e.value for e in entry_points(group="pytest11")}
@@ -46,7 +49,7 @@ def session(tmp_path, distribute, monkeypatch):
         return subprocess.run(
             [*command, *map(str, options), "test_mine.py"],
             cwd=folder, capture_output=True, text=True, check=False,
-            env={**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": os.pathsep.join(paths)},
+            env=outside | {"PYTHONPATH": os.pathsep.join(paths)},
         )  # fmt: skip
 
     return run
