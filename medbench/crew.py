@@ -16,7 +16,7 @@ from typing import Any, final
 
 from medbench.distributed import PeerLost, Seat, open_store
 
-_GRACE_S = 5.0
+_GRACE_S = 10.0
 _JOIN_S = 60.0
 
 Report = tuple[str, str, str]
@@ -82,22 +82,21 @@ class Crew:
         trace: TracebackType | None,
     ) -> None:
         """Let the others end their work, or end them when this process has failed."""
+        if isinstance(error, PeerLost):
+            self._told.wait(_GRACE_S)  # who was lost, before the others are ended too
+            self._out.set()
+        self._ending.set()
         if error is None:
             for process in self._processes:
                 process.join(_JOIN_S)
-        self._ending.set()
         for process in self._processes:
             if process.is_alive():
                 process.kill()
             process.join()
 
     def cause(self, error: BaseException) -> Lost | None:
-        """Which process's failure is behind an error of this one, if it is not its own."""
-        if not isinstance(error, PeerLost):
-            return None
-        self._told.wait(_GRACE_S)
-        self._out.set()
-        return self._lost
+        """Which process's failure ended this one's work with `error`, if it is not its own."""
+        return self._lost if isinstance(error, PeerLost) else None
 
     def _watch(self) -> None:
         waiting = dict(zip(self._processes, self._pipes, strict=True))

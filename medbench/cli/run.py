@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medbench.cli.engine import EngineOptions, engine_options
-from medbench.cli.plans import count, device_name, make_plan
+from medbench.cli.plans import count, make_plan
 from medbench.errors import FAILURES, UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run_command(
     loaded, values = load_suite(suite, found, settings)
     for fault in found.faults:
         engine.say(f"plugin left out: {fault}")
-    plan = _select(make_plan(loaded, device_name(engine.device), engine.quiet), only)
+    plan = _select(make_plan(loaded, engine.device_type, engine.quiet), only)
     for text in plan.left_out:
         engine.say(f"{text}. ('medbench data get NAME' downloads a dataset.)")
     out = out or Path("runs") / loaded.name
@@ -102,7 +102,7 @@ def retry_command(
         raise UsageError("--failed means all failures, and --status names some: give one of them.")
     path = suite_of(folder)
     loaded, values = load_suite(str(path), registry())
-    plan = _select(make_plan(loaded, device_name(engine.device), engine.quiet), only)
+    plan = _select(make_plan(loaded, engine.device_type, engine.quiet), only)
     return _run(loaded, values, plan, folder, engine, statuses or FAILURES)
 
 

@@ -92,7 +92,12 @@ def run_plan(
     with locked(out / ".lock", wait=False), _signals():
         write_bytes(out / "suite.yaml", suite_text.encode())
         write_json(out / PLAN_FILE, _planned(out) | {job.slug: job.key for job in plan.cells})
-        run = _Run(plan, registry, out, executor, retries, retry, watch)
+        try:
+            executor.open()
+            run = _Run(plan, registry, out, executor, retries, retry, watch)
+        except BaseException:
+            executor.stop()
+            raise
         return run.run()
 
 
@@ -164,6 +169,7 @@ class _Run:
 
     def run(self) -> Outcome:
         if not self._waiting:
+            self._executor.stop()
             return self._outcome
         try:
             for key, (status, error) in self._done_before.items():

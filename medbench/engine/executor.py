@@ -51,6 +51,14 @@ class Executor(Protocol):
 
     n_slots: int
 
+    def open(self) -> None:
+        """Get ready, once the run's folder is this run's alone: before anything is read there.
+
+        Ends jobs that an earlier run left somewhere, and fetches what is recorded elsewhere.
+        Raises `Unavailable` or `UsageError` when jobs cannot run there.
+        """
+        ...
+
     def has_room(self, job: Job) -> bool:
         """Whether a job may be started now."""
         ...

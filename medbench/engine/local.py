@@ -74,8 +74,11 @@ class LocalExecutor:
         memory_bytes: int | None = None,
         exclusive: bool = True,
         quiet: Path | None = None,
+        shared: bool = False,
     ) -> None:
         """`quiet`: where the locks of cost lanes lie [by the name of `out`].
+
+        `shared`: other executors run jobs on this machine too.
 
         `training_processes` share a training whose method can, each in a slot of its own. Raises
         `UsageError` when there are not so many GPUs.
@@ -93,10 +96,13 @@ class LocalExecutor:
         self._threads, self._timeouts, self._exclusive = threads, timeouts, exclusive
         self._quiet = quiet
         self._folders = Folders(out)
-        self._guard = Guard(memory_bytes)
+        self._guard = Guard(memory_bytes, shared=shared)
         self._running: list[_Running] = []
         self._context = multiprocessing.get_context("forkserver")
         self._reaper: Reaper | None = None
+
+    def open(self) -> None:
+        """See `medbench.engine.executor.Executor.open`."""
 
     def has_room(self, job: Job) -> bool:
         """See `medbench.engine.executor.Executor.has_room`."""

@@ -18,11 +18,12 @@ from medbench.stats import (
     ends,
     holm,
     p_best,
-    p_values,
     rank_bounds,
     replicates,
     sign_flip,
+    tested,
     tie_groups,
+    with_seeds,
 )
 
 _PAIRS = 256
@@ -93,11 +94,11 @@ def _raw(block: list[Floats] | None) -> Floats:
     if block is None:
         return np.empty(0)
     pairs = list(itertools.combinations(range(len(block[0])), 2))
-    found = [np.empty(0)]
+    found = []
     for start in range(0, len(pairs), _PAIRS):
         first, second = (list(side) for side in zip(*pairs[start : start + _PAIRS], strict=True))
-        found.append(p_values([scores[first] - scores[second] for scores in block]))
-    return np.concatenate(found)
+        found.append(tested([scores[first] - scores[second] for scores in block]))
+    return with_seeds(found, len(block[0])) if found else np.empty(0)
 
 
 def _goodness(block: list[Floats] | None, lower: bool) -> Floats:

@@ -26,7 +26,9 @@ from medbench.stats.paired import (
     midranks,
     p_values,
     sign_flip,
+    tested,
     wilcoxon,
+    with_seeds,
 )
 from medbench.stats.ranks import better_than, p_best, rank_bounds, tie_groups
 from medbench.stats.spread import Floats, Spread
@@ -58,7 +60,9 @@ __all__ = [
     "replicates",
     "sign_flip",
     "signed_rank",
+    "tested",
     "tie_groups",
     "weights",
     "wilcoxon",
+    "with_seeds",
 ]

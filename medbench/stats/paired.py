@@ -26,6 +26,8 @@ from medbench.stats.spread import Floats, Spread
 _ENUMERATED = 20
 # Up to so many on a common grid the distribution of the sum is built by convolution.
 _CONVOLVED, _LONGEST = 100, 20_000
+# What is smaller by so much than what it came from is rounding.
+_ROUNDING = 1e-12
 # A bound of memory: rows of one saddlepoint search.
 _ROWS = 256
 
@@ -81,24 +83,51 @@ def compare(a: Sequence[Floats], b: Sequence[Floats], seed: int = 0) -> Differen
     )
 
 
-def p_values(differences: Sequence[Floats]) -> Floats:
+def p_values(differences: Sequence[Floats], n_rows: int | None = None) -> Floats:
     """The two-sided p of many pairs at once, ``(n_pairs,)``.
 
-    `differences`: one array a target, ``(n_pairs, n_seeds, n_episodes)``; NaN is left out.
+    `differences`: one array a target, ``(n_pairs, n_seeds, n_episodes)``; NaN is left out. With
+    `n_rows` the pairs are all those of so many rows, and the variance that seeds bring is learnt
+    from them together (`Spread.pooled`).
     """
+    return with_seeds([tested(differences)], n_rows)
+
+
+Tested = tuple[Floats, Floats, Spread | None]
+
+
+def tested(differences: Sequence[Floats]) -> Tested:
+    """Of some pairs: p of sign flips, mean difference, and with several seeds its spread."""
     parts, spread, mean = [], None, np.zeros(len(differences[0]))
     for array in differences:
         there = np.isfinite(array).all(axis=1)
         known = np.where(there, array.mean(axis=1), 0.0)
+        # Seeds that cancel out leave rounding behind, which is no difference.
+        known[np.abs(known) < _ROUNDING * np.abs(np.nan_to_num(array)).max(axis=1)] = 0.0
         parts.append(known / np.maximum(there.sum(axis=1), 1)[:, None] / len(differences))
         mean += parts[-1].sum(axis=1)
         if array.shape[1] > 1:
             own = Spread.of(array)
             spread = own if spread is None else spread + own
-    found = sign_flip(np.concatenate(parts, axis=1))
-    if spread is not None:
-        found = np.maximum(found, spread.over(len(differences)).p_value(mean))
-    return found
+    return (
+        sign_flip(np.concatenate(parts, axis=1)),
+        mean,
+        None if spread is None else spread.over(len(differences)),
+    )
+
+
+def with_seeds(parts: Sequence[Tested], n_rows: int | None = None) -> Floats:
+    """The p of all pairs that were `tested` in parts, seeds taken into account."""
+    found = np.concatenate([p for p, _, _ in parts])
+    spreads = [spread for _, _, spread in parts if spread is not None]
+    if not spreads:
+        return found
+    spread = Spread.stacked(spreads)
+    if n_rows is not None:
+        spread = spread.pooled(n_rows)
+    of_both = spread.p_value(np.concatenate([mean for _, mean, _ in parts]))
+    larger: Floats = np.maximum(found, of_both)
+    return larger
 
 
 def sign_flip(differences: Floats) -> Floats:
@@ -132,8 +161,11 @@ def sign_flip(differences: Floats) -> Floats:
 
 def _grid(values: Floats) -> tuple[NDArray[np.int64], float] | None:
     """`values` as multiples of one number, and the number; None where there is none."""
-    step, scale = 0.0, float(values.max())
-    for value in np.unique(values.round(14)):
+    scale = float(values.max())
+    if values.min() < _ROUNDING * scale:
+        return None
+    step = 0.0
+    for value in np.unique((values / scale).round(14)) * scale:
         # Euclid's algorithm, with remainders of rounding taken for nothing.
         a, b = float(value), step
         while b > 1e-9 * scale:

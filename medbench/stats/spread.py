@@ -10,6 +10,7 @@ Journal of the American Statistical Association 69 (1974) 789-794).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The variances that seeds bring, ``(n_rows,)``, after rows have learnt from one another.
+
+    ``free``: the degrees of freedom they then have.
+    """
+
+    variance: Floats
+    free: float
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class Spread:
     free: Floats
     second: Floats
     third: Floats
+    pool: Pool | None = None
 
     @property
     def n_seeds(self) -> int:
@@ -114,8 +127,38 @@ class Spread:
     def _of_seeds(self) -> Floats:
         if self.n_seeds == 1:
             return np.zeros(len(self.seed_means))
+        if self.pool is not None:
+            return self.pool.variance
         found: Floats = self.seed_means.var(axis=1, ddof=1) / self.n_seeds
         return found
+
+    def pooled(self, n_rows: int) -> Spread:
+        """The same for all pairs of `n_rows` rows, which learn from one another how seeds vary.
+
+        With three seeds each variance has two degrees of freedom, and at the level that is left
+        after a correction for many comparisons nothing could be told apart. So variances are taken
+        as draws from one scaled inverse chi-square law, whose scale and weight follow from how
+        much they differ: a lot, and each counts for itself; no more than chance, and they count as
+        one (Smyth, Statistical Applications in Genetics and Molecular Biology 3 (2004) 3). As that
+        law may not hold, no variance is taken for smaller than it was found, and the degrees of
+        freedom are halved; simulated, the family's error then stays below 5 % even where the seeds
+        of one method vary eight times as much as those of the others.
+        """
+        from scipy.special import digamma, polygamma
+
+        own, d = self._of_seeds, self.n_seeds - 1
+        if d == 0 or n_rows < 3 or not own.any():
+            return self
+        logs = np.log(np.maximum(own, 1e-5 * float(np.median(own[own > 0]))))
+        logs += math.log(d / 2) - digamma(d / 2)
+        surplus = float(logs.var(ddof=1) - polygamma(1, d / 2))
+        free, variance = (n_rows - 1.0) * d, np.full(len(own), float(own.mean()))
+        if surplus > 0:
+            weight = 2 * _inverse_trigamma(surplus)
+            scale = math.exp(float(logs.mean()) + float(digamma(weight / 2)) - math.log(weight / 2))
+            free, variance = min(weight + d, free), (weight * scale + d * own) / (weight + d)
+        pool = Pool(np.maximum(own, variance), max(float(d), free / 2))
+        return dataclasses.replace(self, pool=pool)
 
     def reach(self, p: Floats) -> Floats:
         """How far from 0 a mean must be to have that two-sided `p`, ``(n_rows,)``."""
@@ -123,7 +166,8 @@ class Spread:
 
         squared = stdtrit(self.free, 1 - p / 2) ** 2 * np.maximum(self.rest, 0.0)
         if self.n_seeds > 1:
-            squared = squared + stdtrit(self.n_seeds - 1, 1 - p / 2) ** 2 * self._of_seeds
+            free = self.n_seeds - 1.0 if self.pool is None else self.pool.free
+            squared = squared + stdtrit(free, 1 - p / 2) ** 2 * self._of_seeds
         found: Floats = np.sqrt(squared)
         return found
 
@@ -146,3 +190,17 @@ class Spread:
         wanted = 2 * self.reach(np.full(len(width), 1 - level))
         found: Floats = np.where(width > 0, wanted / np.where(width > 0, width, 1.0), 1.0)
         return np.maximum(found, 1.0)
+
+
+def _inverse_trigamma(value: float) -> float:
+    """Where the trigamma function is `value`, by Newton's steps on its reciprocal."""
+    from scipy.special import polygamma
+
+    x = 0.5 + 1 / value
+    for _ in range(50):
+        found = float(polygamma(1, x))
+        step = found * (1 - found / value) / float(polygamma(2, x))
+        x += step
+        if abs(step) < 1e-10 * x:
+            break
+    return x

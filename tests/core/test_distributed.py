@@ -322,15 +322,11 @@ def dying(seat: Seat, how: str) -> tuple[str, str, str] | None:
 )
 def test_a_lost_process_ends_the_others_with_its_reason(how: str, status: str, words: str) -> None:
     given_up: list[Lost] = []
-    cause = None
     crew = Crew(2, dying, (how,), given_up.append)
-    with pytest.raises(PeerLost), crew, joined(crew.seat, CPU) as group:
+    with pytest.raises(PeerLost) as error, crew, joined(crew.seat, CPU) as group:
         group.wait()
-        try:
-            group.wait()
-        except PeerLost as error:
-            cause = crew.cause(error)
-            raise
+        group.wait()
+    cause = crew.cause(error.value)
     assert cause is not None
     assert cause.status == status
     assert words in cause.message

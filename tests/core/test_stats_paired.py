@@ -50,6 +50,23 @@ def test_on_a_grid_the_law_of_the_sum_is_exact(n):
     assert sign_flip(d[None])[0] == pytest.approx(p, rel=1e-9)
 
 
+def test_seeds_that_cancel_out_leave_no_difference_behind():
+    # Two seeds, and episodes in which one seed's gain is the other's loss but for rounding.
+    gain = np.array([0.3, 0.1, 0.2, 0.6, 0.0, 0.4])
+    even = np.stack([gain + 0.1, -gain - 0.1 + 1e-17])[None]
+    even[0, 1] += np.array([0, 1, -1, 1, 0, -1]) * 2.0**-54
+    rising = np.concatenate([even, np.full((1, 2, 3), 0.2)], axis=2)
+    p = sign_flip(np.array([[0.0] * 6 + [0.2] * 3]))[0]
+    assert p == 0.25
+    assert module.tested([even])[0][0] == 1.0
+    assert module.tested([rising])[0][0] == p
+
+
+def test_a_difference_far_below_the_others_is_still_one():
+    d = np.array([1e-16, 0.5, 0.25, 0.25])
+    assert sign_flip(d[None])[0] == pytest.approx(enumerated(d.tolist()))
+
+
 @pytest.mark.parametrize("shift", [0.05, 0.1, 0.2, 0.4])
 def test_the_saddlepoint_is_near_the_exact_tail_however_far_out(shift):
     rng = np.random.default_rng(int(100 * shift))
@@ -108,6 +125,43 @@ def test_the_test_keeps_its_level(seeds, seed_sd, episode_sd, n, exact):
     assert rejected <= 0.05 + error
     # Where one source of chance rules the test is not wasteful either.
     assert rejected >= (0.05 - error if exact else 0.005)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sds"),
+    [
+        (3, [0.03] * 6),
+        (3, [0.0] * 6),
+        (3, [0.005, 0.01, 0.01, 0.02, 0.04, 0.06]),
+        (2, [0.005, 0.01, 0.02, 0.02, 0.04]),
+        (3, [0.01] * 6 + [0.08]),
+    ],
+)
+def test_pairs_that_learn_from_one_another_keep_the_error_of_the_family(seeds, sds):
+    rng = np.random.default_rng(len(sds) * seeds)
+    pairs = list(itertools.combinations(range(len(sds)), 2))
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    wrong, trials = 0, 200
+    for _ in range(trials):
+        scores = rng.normal(0, 0.1, 80) + rng.normal(0, 0.1, (len(sds), seeds, 80))
+        scores += rng.normal(0, 1, (len(sds), seeds, 1)) * np.array(sds)[:, None, None]
+        p = p_values([scores[first] - scores[second]], n_rows=len(sds))
+        wrong += (holm(p) < 0.05).any()
+    assert wrong / trials <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
+
+
+def test_pairs_that_learn_from_one_another_find_what_each_alone_cannot():
+    rng = np.random.default_rng(13)
+    pairs = list(itertools.combinations(range(7), 2))
+    first, second = (list(side) for side in zip(*pairs, strict=True))
+    alone, together = 0, 0
+    for _ in range(50):
+        scores = 0.04 * np.arange(7)[:, None, None] + rng.normal(0, 0.01, (7, 3, 1))
+        scores = scores + rng.normal(0, 0.1, (7, 3, 100))
+        d = [scores[first] - scores[second]]
+        alone += (holm(p_values(d)) < 0.05).sum()
+        together += (holm(p_values(d, n_rows=7)) < 0.05).sum()
+    assert together > 2 * alone
 
 
 def test_it_finds_a_difference_that_is_there():
