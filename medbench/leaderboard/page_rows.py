@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,9 @@ from medbench.records import slug
 
 # Raised when what the script of a page expects of its data changes.
 SCHEMA = 1
+# Pairs take what is left of so many characters of data; a page of ten thousand rows stays below
+# 2 MB.
+ROOM = 1_850_000
 _MS, _MIB = 1e3, 2.0**-20
 # Costs, with the factor to the unit that is shown and None for three significant digits.
 _COSTS: dict[str, tuple[float, int | None]] = {
@@ -68,7 +72,8 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
                 used[row.key] += own
         tables.append(_table(table, members, used, told, pools))
     # Overall tables are what people look at first, so theirs come first where room is short.
-    room = LIMIT
+    rest = json.dumps([tables, told.parts.values, told.curves, told.failures], separators=(",", ":"))
+    room = min(LIMIT, ROOM - len(rest))
     for table, data in sorted(zip(board.tables, tables, strict=True), key=lambda p: p[0].target):
         rows = inside[table.protocol, table.hardware]
         packed = _pairs(table, rows if not table.target else [r for r in rows if r[0] is table],
@@ -145,7 +150,7 @@ def _table(
     }
     # What was not measured takes no room.
     columns |= {n: v for n, v in numbers.items() if any(x is not None for x in v)}
-    records = told.of(everyone)
+    records = {n: _packed(v) for n, v in told.of(everyone).items()}
     return {
         "protocol": table.protocol,
         "target": table.target,
@@ -161,10 +166,16 @@ def _table(
         # Failed cells have a part of the page of their own.
         "facts": [line for line in facts(table) if not line.startswith("failed: ")],
         "n": len(table.rows),
-        "rows": columns,
-        "counts": [len(row) for row in members],
+        "rows": {n: _packed(v) for n, v in columns.items()},
+        "counts": _packed([len(row) for row in members]),
         "records": records,
     }
+
+
+def _packed(column: list[Any]) -> Any:
+    """A column whose values are all one as that value: many are, in a table."""
+    same = column and all(type(v) is type(column[0]) and v == column[0] for v in column)
+    return column[0] if same else column
 
 
 def _shown(value: float | None, factor: float, digits: int | None) -> float | int | None:

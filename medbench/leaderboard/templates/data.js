@@ -6,7 +6,14 @@ const tables = data.tables;
 const nRows = tables.reduce((n, t) => n + t.n, 0);
 const tableOf = new Int32Array(nRows);
 const rowOf = new Int32Array(nRows);
+// A column whose values are all one is that value; lists of records are as long as the counts say.
+const unpacked = (column, n) => (Array.isArray(column) ? column : new Array(n).fill(column));
 tables.reduce((start, table, t) => {
+  table.counts = unpacked(table.counts, table.n);
+  const nRecords = table.counts.reduce((a, b) => a + b, 0);
+  for (const [part, n] of [[table.rows, table.n], [table.records, nRecords]]) {
+    for (const name of Object.keys(part)) part[name] = unpacked(part[name], n);
+  }
   for (let i = 0; i < table.n; i += 1) {
     tableOf[start + i] = t;
     rowOf[start + i] = i;

@@ -37,7 +37,7 @@ function showDetails(r) {
     list([
       [`${data.metric} [95 %]`, get(r, 'mean') === null ? data.failed[get(r, 'failed')]
         : `${score(get(r, 'mean'))} [${score(get(r, 'low'))}, ${score(get(r, 'high'))}]`],
-      ['measured on', `${get(r, 'n_seeds')} seed${get(r, 'n_seeds') === 1 ? '' : 's'}, ${get(r, 'n_episodes')} episodes`],
+      ['measured on', `${get(r, 'n_seeds')} seed${get(r, 'n_seeds') === 1 ? '' : 's'}, ${get(r, 'n_episodes').toLocaleString('en')} episodes`],
       ['rank', rankCell(r)],
       ['setting', get(r, 'transductive') ? 'transductive: sees all queries of an episode at once' : 'inductive'],
       ['pretraining', weightsOf(r).join(', ')],

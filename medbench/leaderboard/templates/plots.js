@@ -9,17 +9,21 @@ const BUDGETS = {
   },
 };
 
+// Times and ranks of different tables do not compare: rows with a score, best first, of the first
+// row's table are drawn.
+function scoredOfFirst(rows) {
+  const first = rows.length ? tableOf[rows[0]] : -1;
+  return rows.filter((r) => tableOf[r] === first && get(r, 'mean') !== null).sort((a, b) => a - b);
+}
+
 function drawPlots(rows) {
   const there = byId('plots');
-  // Times and ranks of different tables do not compare: one table is drawn.
-  const first = rows.length ? tableOf[rows[0]] : -1;
-  const own = rows.filter((r) => tableOf[r] === first && get(r, 'mean') !== null)
-    .sort((a, b) => a - b);
+  const own = scoredOfFirst(rows);
   if (!own.length) {
     there.replaceChildren(h('p', {}, 'No row with a score is shown, so there is nothing to draw.'));
     return;
   }
-  const table = tables[first];
+  const table = tables[tableOf[own[0]]];
   const note = unique(rows.map((r) => tableOf[r])).length > 1
     ? ` The rows shown are of several tables; drawn is ${visible(table.title)}.` : '';
   there.replaceChildren(

@@ -69,6 +69,15 @@ function startFilters() {
   if (unique(own.map((t) => t.hardware)).length > 1) state.filters.hardware = first.hardware;
 }
 
+// A target without the shots that were chosen leaves no table: such a choice gives way to the last.
+function letGo(chosen) {
+  for (const other of ['shot', 'hardware', 'target', 'protocol']) {
+    if (tablesShown().length) break;
+    if (other !== chosen) state.filters[other] = ANY;
+  }
+  showFilters();
+}
+
 function buildFilters(update) {
   const form = byId('filters');
   const options = choices();
@@ -79,7 +88,11 @@ function buildFilters(update) {
       continue;
     }
     const select = h('select', {
-      id: `filter-${name}`, onchange: (event) => { state.filters[name] = event.target.value; update(); },
+      id: `filter-${name}`, onchange: (event) => {
+        state.filters[name] = event.target.value;
+        letGo(name);
+        update();
+      },
     }, h('option', { value: ANY }, 'any'));
     for (const value of options[name]) {
       select.append(h('option', { value }, shortened(value || 'none', 60)));
