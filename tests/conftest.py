@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medbench import plugins, sourcecode
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 REAL_DATA = os.environ.get("MEDBENCH_DATA")
 
 
@@ -32,6 +35,26 @@ def _settings(
     plugins.registry.cache_clear()
     yield
     plugins.registry.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium: that of MEDBENCH_BROWSER, Playwright's own, or the system's; skips without one."""
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed; CONTRIBUTING.md tells how"
+    )
+    chosen = os.environ.get("MEDBENCH_BROWSER")
+    found = [chosen] if chosen else [None, *filter(None, map(shutil.which, BROWSERS))]
+    with sync_api.sync_playwright() as playwright:
+        for program in found:
+            try:
+                launched = playwright.chromium.launch(executable_path=program)
+            except sync_api.Error:
+                continue
+            yield launched
+            launched.close()
+            return
+    pytest.skip(f"no Chromium starts (tried {found}); CONTRIBUTING.md tells how to install one")
 
 
 Distribute = Callable[..., Path]

@@ -24,8 +24,8 @@ from medbench.shelf import find_briefs
 
 _TEMPLATES = Path(__file__).with_name("templates")
 STYLES = ("page.css",)
-SCRIPTS = ("data.js", "make.js", "rows.js", "table.js", "plots.js", "budget.js", "compare.js", "details.js",
-           "start.js")  # fmt: skip
+SCRIPTS = ("data.js", "make.js", "rows.js", "table.js", "plots.js", "budget.js", "compare.js",
+           "details.js", "start.js")  # fmt: skip
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
             "\u2029": "\\u2029"}  # fmt: skip
 

@@ -135,6 +135,9 @@ class Facts:
         return {
             "protocol": f"{s.protocol} v{s.protocol_version}",
             "target": s.target,
+            # As the table that the cell belongs to is called in the filters.
+            "table": s.target.rpartition(":")[0],
+            "shot": s.shot,
             "algorithm": str(own.algorithm_label or own.algorithm),
             "backbone": str(own.backbone_label or own.backbone),
             "seed": own.seed,

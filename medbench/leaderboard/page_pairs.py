@@ -12,13 +12,14 @@ import numpy as np
 from medbench.briefs import Brief
 from medbench.leaderboard.model import ALL_PAIRS, RowKey
 from medbench.leaderboard.names import LOWER
-from medbench.stats import REPLICATES, Floats, Spread, ends, p_values, replicates
+from medbench.stats import REPLICATES, Floats, Spread, Tested, ends, replicates, tested, with_seeds
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 _WIDTH = 3
 _MIDDLE = 2 ** (6 * _WIDTH - 1)
-# Packed, a pair is its difference, both ends, and -log10 of its p in steps of 1e-4.
-BYTES = 4 * _WIDTH
+# Packed, a pair is its difference, both ends, and -log10 of its p in steps of 1e-4; with several
+# seeds also of the p that the table's letters go by, which learns from all pairs what seeds bring.
+_NUMBERS = 4
 _P_STEP = 1e-4
 # All pages of one board together hold no more than so many bytes of pairs.
 LIMIT = 700_000
@@ -31,12 +32,14 @@ Members = Sequence[Mapping[RowKey, Sequence[Brief]]]
 class Packed:
     """All pairs of some rows of a table, in the order of `itertools.combinations`.
 
-    ``rows``: places in the table. ``text``: twelve characters a pair: difference ``first -
-    second``, low and high in multiples of ``unit`` above the middle, and -log10 p.
+    ``rows``: places in the table. ``text``: of every pair ``numbers`` times three characters:
+    difference ``first - second``, low and high in multiples of ``unit`` above the middle, -log10 p,
+    and with five numbers -log10 of the p among all pairs.
     """
 
     rows: tuple[int, ...]
     unit: float
+    numbers: int
     text: str
 
 
@@ -50,21 +53,25 @@ def packed_pairs(
     rows do not have the same seeds.
     """
     n = len(keys)
-    if not 2 <= n <= ALL_PAIRS or n * (n - 1) // 2 * BYTES > room:
-        return None
     seeds = {tuple(b.own.seed for b in target[k]) for target in members for k in keys}
     if len(seeds) != 1:
         return None
+    numbers = _NUMBERS + (len(seeds.pop()) > 1)
+    if not 2 <= n <= ALL_PAIRS or n * (n - 1) // 2 * numbers * _WIDTH > room:
+        return None
     blocks = [_block([target[k] for k in keys], metric) for target in members]
-    found = [np.concatenate(part) for part in zip(*_tested(blocks), strict=True)]
-    *values, p = found
+    parts = list(_tested(blocks))
+    values = [np.concatenate(part) for part in zip(*(part[:3] for part in parts), strict=True)]
+    ps = [np.concatenate([with_seeds([t]) for *_, t in parts])]
+    if numbers > _NUMBERS:
+        ps.append(with_seeds([t for *_, t in parts], n))
     largest = max(float(np.abs(v).max()) for v in values)
     # A power of ten, so that shares keep five decimals whatever the rows are.
     unit = 1e-5 if largest < 1.3 else 10.0 ** math.ceil(math.log10(largest / (_MIDDLE - 1)))
     columns = [_MIDDLE + _rounded(v / unit) for v in values]
-    columns.append(_rounded(-np.log10(np.maximum(p, 1e-26)) / _P_STEP))
-    numbers = np.stack(columns, axis=1).ravel().tolist()
-    return Packed(tuple(places), unit, "".join(map(_characters, numbers)))
+    columns += [_rounded(-np.log10(np.maximum(p, 1e-26)) / _P_STEP) for p in ps]
+    flat = np.stack(columns, axis=1).ravel().tolist()
+    return Packed(tuple(places), unit, numbers, "".join(map(_characters, flat)))
 
 
 def _block(rows: Sequence[Sequence[Brief]], metric: str) -> Floats:
@@ -74,7 +81,8 @@ def _block(rows: Sequence[Sequence[Brief]], metric: str) -> Floats:
     return np.stack([np.stack([s[:length] for s in members]) for members in scores])
 
 
-def _tested(blocks: Sequence[Floats]) -> Iterator[tuple[Floats, Floats, Floats, Floats]]:
+def _tested(blocks: Sequence[Floats]) -> Iterator[tuple[Floats, Floats, Floats, Tested]]:
+    """Of the pairs, some at a time: differences, both ends, and what their p is made of."""
     n = len(blocks)
     whole = all(bool(np.isfinite(b).all()) for b in blocks)
     drawn = [replicates(b, t) for t, b in enumerate(blocks)] if whole else []
@@ -93,7 +101,7 @@ def _tested(blocks: Sequence[Floats]) -> Iterator[tuple[Floats, Floats, Floats, 
             spread = own if spread is None else spread + own
         assert spread is not None
         low, high = ends(mean / n, total / n, spread.over(n))
-        yield mean / n, low, high, p_values(apart)
+        yield mean / n, low, high, tested(apart)
 
 
 def _rounded(values: Floats) -> Floats:
@@ -107,18 +115,20 @@ def _characters(number: float) -> str:
     return ALPHABET[value >> 12] + ALPHABET[value >> 6 & 63] + ALPHABET[value & 63]
 
 
-def unpacked(packed: Packed) -> dict[tuple[int, int], tuple[float, float, float, float]]:
-    """What `packed` says of every pair of places: difference, low, high and p."""
+def unpacked(packed: Packed) -> dict[tuple[int, int], tuple[float, ...]]:
+    """What `packed` says of every pair of places: difference, low, high, p, and p among all."""
     found = {}
+    width = packed.numbers * _WIDTH
     for i, pair in enumerate(itertools.combinations(packed.rows, 2)):
-        text = packed.text[i * BYTES : (i + 1) * BYTES]
-        parts = [text[k : k + _WIDTH] for k in range(0, BYTES, _WIDTH)]
-        d, low, high, p = (
+        text = packed.text[i * width : (i + 1) * width]
+        parts = [text[k : k + _WIDTH] for k in range(0, width, _WIDTH)]
+        d, low, high, *ps = (
             sum(ALPHABET.index(c) << 6 * (_WIDTH - 1 - k) for k, c in enumerate(part))
             for part in parts
         )
         values = [(v - _MIDDLE) * packed.unit for v in (d, low, high)]
-        found[pair] = (values[0], values[1], values[2], 10 ** (-p * _P_STEP))
+        shares = [10 ** (-p * _P_STEP) for p in ps]
+        found[pair] = (*values, shares[0], shares[-1])
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import defaultdict
@@ -50,7 +51,7 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
     """
     told = Facts(folder=folder)
     pools = {n: Pool() for n in ("algorithms", "backbones", "overlaps", "weights", "failed")}
-    known = {(b.hardware, b.own.name): b for b in briefs}
+    known = {(b.hardware if b.ok else None, b.own.name): b for b in briefs}
     tables: list[dict[str, Any]] = []
     inside: dict[tuple[str, str], list[tuple[Table, list[list[Brief]]]]] = defaultdict(list)
     for table in board.tables:
@@ -72,7 +73,9 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
                 used[row.key] += own
         tables.append(_table(table, members, used, told, pools))
     # Overall tables are what people look at first, so theirs come first where room is short.
-    rest = json.dumps([tables, told.parts.values, told.curves, told.failures], separators=(",", ":"))
+    rest = json.dumps(
+        [tables, told.parts.values, told.curves, told.failures], separators=(",", ":")
+    )
     room = min(LIMIT, ROOM - len(rest))
     for table, data in sorted(zip(board.tables, tables, strict=True), key=lambda p: p[0].target):
         rows = inside[table.protocol, table.hardware]
@@ -205,4 +208,4 @@ def _pairs(
     if not maps or any(k not in m for m in maps for k in keys):
         return None
     found = packed_pairs(keys, places, maps, table.metric, room)
-    return None if found is None else {"rows": found.rows, "unit": found.unit, "text": found.text}
+    return None if found is None else dataclasses.asdict(found)

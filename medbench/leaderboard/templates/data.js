@@ -66,9 +66,15 @@ function fileOf(r, record) {
   return `${data.folder}${words.filter((w) => w).join('_')}${name}.json`;
 }
 
-// Every pair of a table's rows takes twelve characters: difference, low, high, -log10 p.
+// Every pair of a table's rows takes three characters a number: difference, low, high, -log10 p,
+// and with several seeds -log10 of the p that the table's letters go by.
 const ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_';
 const digitOf = new Map([...ALPHABET].map((c, i) => [c, i]));
+function packedNumber(pairs, place, at) {
+  const start = 3 * (pairs.numbers * place + at);
+  return [...pairs.text.slice(start, start + 3)].reduce((sum, c) => sum * 64 + digitOf.get(c), 0);
+}
+
 function pairOf(table, a, b) {
   const pairs = table.pairs;
   if (!pairs) return null;
@@ -78,10 +84,7 @@ function pairOf(table, a, b) {
   const [first, second] = i < j ? [i, j] : [j, i];
   const n = pairs.rows.length;
   const place = (first * (2 * n - first - 1)) / 2 + second - first - 1;
-  const [d, low, high, p] = [0, 3, 6, 9].map((at) => {
-    const text = pairs.text.slice(12 * place + at, 12 * place + at + 3);
-    return [...text].reduce((sum, c) => sum * 64 + digitOf.get(c), 0);
-  });
+  const [d, low, high, p] = [0, 1, 2, 3].map((at) => packedNumber(pairs, place, at));
   const value = (v) => (v - 131072) * pairs.unit;
   const told = { mean: value(d), low: value(low), high: value(high), p: 10 ** (-p / 10000) };
   return i < j ? told : { mean: -told.mean, low: -told.high, high: -told.low, p: told.p };
@@ -102,11 +105,9 @@ function holm(ps) {
 // The p of a pair, corrected for all pairs of its table: what telling letters apart means.
 function corrected(table) {
   if (!table.corrected) {
-    const { text, rows } = table.pairs;
-    const ps = Array.from({ length: text.length / 12 }, (_, k) => {
-      const part = text.slice(12 * k + 9, 12 * k + 12);
-      return 10 ** (-[...part].reduce((sum, c) => sum * 64 + digitOf.get(c), 0) / 10000);
-    });
+    const { text, rows, numbers } = table.pairs;
+    const ps = Array.from({ length: text.length / 3 / numbers },
+      (_, k) => 10 ** (-packedNumber(table.pairs, k, numbers - 1) / 10000));
     const found = holm(ps);
     table.corrected = (a, b) => {
       const [i, j] = [rows.indexOf(a), rows.indexOf(b)].sort((x, y) => x - y);

@@ -98,10 +98,13 @@ function curveText(curve) {
 }
 
 function drawFailures() {
-  const { protocol, backbone } = state.filters;
+  const { protocol, backbone, target, shot } = state.filters;
+  // Those of tables over several targets are of all of them.
+  const single = tables.some((t) => t.target && t.target === target);
   const text = state.filters.text.trim().toLowerCase();
   const found = data.failures.filter((f) => (!protocol || f.protocol === protocol)
-    && (!backbone || f.backbone === backbone)
+    && (!backbone || f.backbone === backbone) && (!single || f.table === target)
+    && (!shot || shot === ALL_SHOTS || `${f.shot}-shot` === shot)
     && (!text || `${f.algorithm} on ${f.backbone}`.toLowerCase().includes(text)));
   byId('failed').replaceChildren(
     h('p', {}, found.length ? `${found.length} cell${found.length === 1 ? '' : 's'}.${found.length > MOST_FAILED ? ` The first ${MOST_FAILED} are shown.` : ''}`

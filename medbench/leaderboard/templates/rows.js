@@ -8,12 +8,13 @@ const state = {
   sort: 'score', descending: !data.lower, shown: 100, picks: [], budget: 'time',
 };
 
+const ALL_SHOTS = 'all shots';
 const unique = (values) => [...new Set(values)];
 // Filters that choose tables, and those that choose rows in them.
 const OF_TABLES = {
   protocol: ['Protocol', (t) => t.protocol],
   target: ['Target', targetOf],
-  shot: ['Shot', (t) => (t.shot === null ? 'all shots' : `${t.shot}-shot`)],
+  shot: ['Shot', (t) => (t.shot === null ? ALL_SHOTS : `${t.shot}-shot`)],
   hardware: ['Hardware', (t) => t.hardware],
 };
 const OF_ROWS = {

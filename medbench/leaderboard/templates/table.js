@@ -26,7 +26,10 @@ const COLUMNS = {
   tied: { label: 'tied', value: (r) => get(r, 'tied') || null, cell: (r) => get(r, 'tied') || '-', help: 'rows that share a letter are not told apart' },
   rank: { label: 'rank [95 %]', value: (r) => get(r, 'rank'), cell: rankCell, help: 'and the ranks that the tests leave open' },
   p: { label: 'p to the best', value: (r) => get(r, 'p'), cell: (r) => pText(get(r, 'p')), help: 'paired test against the best row, corrected by Holm' },
-  p_best: number('p_best', 'P(best)', 2, 'share of bootstrap replicates in which the row is the best'),
+  p_best: {
+    ...number('p_best', 'P(best)', 2, 'share of bootstrap replicates in which the row is the best'),
+    down: true,
+  },
   adaptation_s: { ...number('adaptation_s', 'adapt ms (p95)', null, 'from raw support images to a classifier'), cell: adaptCell },
   prediction_s: number('prediction_s', 'predict ms', null, 'from raw query images to scores'),
   peak_host_added_bytes: number('peak_host_added_bytes', 'host MiB', 1, 'memory added by adapting and predicting'),
