@@ -103,7 +103,8 @@ class Facts:
         """The record's key, where the rest of its file's name follows from the row; else all."""
         own, key = brief.own, brief.own.key[:12]
         names = (own.backbone_label or own.backbone, own.algorithm_label or own.algorithm)
-        derived = stem_of(place_slug(brief), *(slug(n, limit=None) for n in names), own.seed)
+        backbone, algorithm = (slug(n, limit=None) for n in names)
+        derived = stem_of(place_slug(brief), backbone, algorithm, own.seed)
         return f"-{key}" if brief.stem == f"{derived}-{key}" else self._file(brief)
 
     def _file(self, brief: Brief) -> str:
