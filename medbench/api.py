@@ -47,12 +47,14 @@ __all__ = [
     "Budget",
     "Citation",
     "ClassSplit",
+    "Conformance",
     "ContractError",
     "DataError",
     "DataMissing",
     "Dataset",
     "DatasetInfo",
     "DatasetSpec",
+    "Excuse",
     "InputSpec",
     "MedbenchError",
     "NonFinite",
@@ -162,6 +164,42 @@ class Traits:
         return any(params.get(name) in values for name, values in self.transductive.items())
 
 
+@dataclass(frozen=True)
+class Excuse:
+    """Why a plugin is let off one check of ``medbench check``.
+
+    ``check`` is the check's id, ``reason`` what readers are told. ``when`` maps a parameter's name
+    to the values for which the excuse holds; without it, it always holds. An excuse for a check
+    that passes is an error: whoever improves the plugin then removes it.
+    """
+
+    check: str
+    reason: str
+    when: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+
+    def holds(self, params: Mapping[str, object]) -> bool:
+        """Whether it is meant for these resolved parameters."""
+        return all(params.get(name) in values for name, values in self.when.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conformance:
+    """What ``medbench check`` has to know of a plugin, where the ordinary does not fit it.
+
+    ``params`` replace defaults during checks, whose trainings are short and images tiny (fewer
+    steps, a larger rate). ``backbone`` and ``backbone_params`` name the network that an algorithm
+    is checked on, ``image_size`` its images in pixels.
+    """
+
+    params: Mapping[str, int | float | bool | str | None] = field(default_factory=dict)
+    backbone: str = "conv4"
+    backbone_params: Mapping[str, int | float | bool | str | None] = field(
+        default_factory=lambda: {"width": 8, "pools": 2}
+    )
+    image_size: int = 16
+    excuses: tuple[Excuse, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmSpec:
     """An algorithm, as data.
@@ -185,6 +223,7 @@ class AlgorithmSpec:
     family: Literal[
         "metric", "optimisation", "augmentation", "transductive", "fine-tuning", "other"
     ] = "other"
+    conformance: Conformance = field(default_factory=Conformance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +246,7 @@ class BackboneSpec:
     parameters: tuple[Parameter, ...] = ()
     takes_argument: str = ""
     pretrained_on: str = ""
+    conformance: Conformance = field(default_factory=Conformance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +276,7 @@ class DatasetSpec:
     parameters: tuple[Parameter, ...] = ()
     takes_argument: str = ""
     fetch: str | None = None
+    conformance: Conformance = field(default_factory=Conformance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +290,7 @@ class ProtocolSpec:
     version: int
     summary: str
     resource: str
+    conformance: Conformance = field(default_factory=Conformance)
 
 
 # --- datasets ------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ def data_command() -> None:
     """List, download or check data below the folder that MEDBENCH_DATA names."""
 
 
-def _parse(params: tuple[str, ...]) -> dict[str, Any]:
+def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
+    """The values of ``--param NAME=VALUE`` options. Raises `UsageError`."""
     from medbench.yamlfile import Document
 
     found: dict[str, Any] = {}
@@ -81,7 +82,7 @@ def get(names: tuple[str, ...], params: tuple[str, ...]) -> None:
         entry = registry().get("datasets", name)
         if entry.spec.fetch is None:
             raise UsageError(f"{name} cannot be downloaded; see 'medbench info {name}'.")
-        resolved = resolve_params(entry, _parse(params))
+        resolved = resolve_params(entry, parse_params(params))
         click.echo(f"{name}: downloading ...")
         for path in load_factory(entry, entry.spec.fetch)(place, **resolved):
             click.echo(f"{name}: {path}")
@@ -108,7 +109,7 @@ def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> Non
     place = default_place()
     reports = []
     for name in names:
-        opened = open_dataset(registry(), DatasetRef(name=name, params=_parse(params)), place)
+        opened = open_dataset(registry(), DatasetRef(name=name, params=parse_params(params)), place)
         dataset = opened.dataset
         info = dataset.info
         n = len(dataset)

@@ -34,6 +34,7 @@ LAYERS = [
     {"lanes", "leaderboard"},
     {"worker"},
     {"engine"},
+    {"conformance"},
     {"cli"},
     {"__main__"},
 ]
