@@ -19,6 +19,7 @@ _COMMANDS = {
     "list": ("medbench.cli.show", "List datasets, backbones, algorithms, protocols or suites."),
     "info": ("medbench.cli.show", "Show all about one of them: parameters, traits, citation."),
     "plugins": ("medbench.cli.show", "List plugin distributions, and why one was left out."),
+    "new": ("medbench.cli.new", "Write a new plugin: a distribution that works as it is."),
     "check": ("medbench.cli.check", "Check that a plugin behaves as medbench relies on."),
     "data": ("medbench.cli.data", "List, download or check data."),
     "doctor": ("medbench.cli.doctor", "Check this installation: versions, devices, data, plugins."),

@@ -21,6 +21,7 @@ LAYERS = [
     {"api"},
     {"network", "hookspecs", "files", "sourcecode", "multilabel", "bundled", "model", "__init__"},
     {"episodes", "plugins", "yamlfile", "metrics"},
+    {"scaffold"},
     {"protocols", "records"},
     {"briefs"},
     {"shelf"},
