@@ -32,8 +32,8 @@ _NEXT: dict[Kind, str] = {
     "backbone": "The spec is in `src/@@package/__init__.py`, the network in `backbone.py`. Change "
     "both, then say in the spec what is yours: summary, citation, licence, pretrained_on.",
     "dataset": "The specs are in `src/@@package/__init__.py`, the images in `dataset.py`, the "
-    "rules of comparison in `sites.yaml`. Change them, then say in the spec what is yours: summary, "
-    "modality, domain, citation, licence.",
+    "rules of comparison in `sites.yaml`. Change them, then say in the spec what is yours: "
+    "summary, modality, domain, citation, licence.",
     "protocol": "The rules are in `src/@@package/rules.yaml`; the spec in `__init__.py` names "
     "them.",
 }

@@ -16,6 +16,7 @@ _COMMANDS = {
     "run": ("medbench.cli.run", "Run a suite: what is missing of it, resuming where it stopped."),
     "leaderboard": ("medbench.cli.board", "Show a leaderboard from the records of runs."),
     "status": ("medbench.cli.run", "Say what a run has done, what is missing and what is stale."),
+    "explain": ("medbench.cli.explain", "Say in words what a cell is and what was measured."),
     "list": ("medbench.cli.show", "List datasets, backbones, algorithms, protocols or suites."),
     "info": ("medbench.cli.show", "Show all about one of them: parameters, traits, citation."),
     "plugins": ("medbench.cli.show", "List plugin distributions, and why one was left out."),

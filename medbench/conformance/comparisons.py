@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from medbench.api import Support
 from medbench.conformance import fresh, material
 from medbench.conformance.algorithms import ALGORITHMS
 from medbench.conformance.check import Broken, DoesNotApply
@@ -206,13 +205,7 @@ def _batched(bench: Bench) -> None:
     pairs = [material.given(one, backbone, bench.traits.works_on) for one in episodes]
     alone = torch.stack([a_tensor(algorithm.adapt(s).predict(q)) for s, q in pairs])
     counted = a_predictor(algorithm.adapt(pairs[0][0])).n_adapted
-    support = Support(
-        torch.stack([s.inputs for s, _ in pairs]),
-        torch.stack([s.labels for s, _ in pairs]),
-        3,
-        tuple(s.seeds[0] for s, _ in pairs),
-    )
-    query = torch.stack([q for _, q in pairs])
+    support, query = material.together(pairs)
     for lead in ((4,), (2, 2)):
         folded = replace(
             support,
@@ -278,7 +271,7 @@ def _above(n: int, chance: float, sigmas: float) -> float:
     hint="Check the sign of distances (scores are logits, larger is likelier), the order of "
     "classes, and that labels are used. If trainings are too short for it here, set a larger rate "
     "in the spec's conformance params.",
-    needs=("finite",),
+    needs=("finite", "batched"),
 )
 def _above_chance(bench: Bench) -> None:
     episodes = _many((5, 5, 5))
@@ -301,7 +294,7 @@ def _above_chance(bench: Bench) -> None:
     reason="When labels say nothing, whatever beats chance comes from somewhere else.",
     hint="Look for what tells a query's class without the labels: the order of queries or of the "
     "support set, images remembered from training, files.",
-    needs=("finite",),
+    needs=("finite", "batched"),
 )
 def _shuffled_labels(bench: Bench) -> None:
     way = 3

@@ -34,6 +34,11 @@ class Found:
     subject: Subject
     _dataset: Dataset | None = None
 
+    def again(self) -> Dataset:
+        """The data set opened once more. Raises `DoesNotApply` where its data are not here."""
+        _ = self.dataset
+        return self.open()
+
     def open(self, place: Place | None = None) -> Dataset:
         """Open it anew. Raises what the factory raises."""
         subject = self.subject
@@ -266,9 +271,10 @@ def _images(found: Found) -> None:
     needs=("images",),
 )
 def _random_state(found: Found) -> None:
+    rows = found.some()[:4]
     with guards.seeded():
         before = guards.random_states()
-        found.open().read(found.some()[:4])
+        found.again().read(rows)
         moved = guards.changed_states(before)
     if moved:
         raise Broken(f"opening or reading drew from the global generator of {' and '.join(moved)}.")
@@ -286,7 +292,7 @@ def _digest(found: Found) -> None:
     first = found.dataset.digest
     if not isinstance(first, str) or not _HEX.fullmatch(first):
         raise Broken(f"digest is {first!r}, and 16 to 128 hexadecimal digits are needed.")
-    if found.dataset.digest != first or found.open().digest != first:
+    if found.dataset.digest != first or found.again().digest != first:
         raise Broken("opened twice, it has two digests.")
     spec, params = found.subject.spec, dict(found.subject.params)
     place = default_place()
@@ -309,7 +315,7 @@ def _digest_elsewhere(spec: Any, name: str, params: Mapping[str, Any], place: Pl
     needs=("images",),
 )
 def _read_only(found: Found) -> None:
-    dataset = found.open()
+    dataset = found.again()
     names = ("labels", "splits", "sites", "patients")
     before = {name: copy.copy(getattr(dataset, name)) for name in names}
     dataset.read(found.some())

@@ -81,8 +81,8 @@ def _same(now: Any, before: Any) -> bool:
 
 # --- labels of queries ---------------------------------------------------------------------------
 
-_EPISODES = 12
-_QUERIES = 30
+_EPISODES = 6
+_QUERIES = 40
 
 
 @ALGORITHMS.add(

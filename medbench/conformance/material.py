@@ -148,6 +148,18 @@ def given(
     return support, seen(one.query, backbone, works_on, device)
 
 
+def together(pairs: Sequence[tuple[Support, Tensor]]) -> tuple[Support, Tensor]:
+    """Episodes of one shape as a batch."""
+    supports = [support for support, _ in pairs]
+    batch = Support(
+        torch.stack([s.inputs for s in supports]),
+        torch.stack([s.labels for s in supports]),
+        supports[0].n_way,
+        tuple(s.seeds[0] for s in supports),
+    )
+    return batch, torch.stack([query for _, query in pairs])
+
+
 # --- meta-training -------------------------------------------------------------------------------
 
 _RULES = Protocol(

@@ -389,7 +389,7 @@ class AsksInspect(Cheats):
 class FindsDataset(Cheats):
     def look(self):
         here = [o for o in gc.get_objects() if issubclass(type(o), Dataset)]
-        found = [o for o in here if len(o.labels) == 30]
+        found = [o for o in here if len(o.labels) == 40]
         return found[0].labels if found else None
 
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"episodes", "plugins", "yamlfile", "metrics"},
     {"scaffold"},
     {"protocols", "records"},
-    {"briefs"},
+    {"briefs", "explain"},
     {"shelf"},
     {"config", "jobs", "stats", "measure", "opened"},
     {"pools"},
@@ -119,9 +119,22 @@ SITES = str(ROOT.parent / "leaderboards" / "sites")
         (["list"], [*_HEAVY, "numpy", "rich", "pyarrow"]),
         (["info", "maml"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
         (["leaderboard", "--help"], [*_HEAVY, "numpy", "pluggy", "pyarrow"]),
+        (["explain", "--help"], [*_HEAVY, "numpy", "pluggy", "pyarrow"]),
+        (["check", "--help"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
+        (["new", "--help"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
         (["leaderboard", SITES], [*_HEAVY, "medbench.plugins", "yaml"]),
     ],
-    ids=["help", "run-help", "list", "info", "leaderboard-help", "leaderboard"],
+    ids=[
+        "help",
+        "run-help",
+        "list",
+        "info",
+        "leaderboard-help",
+        "explain-help",
+        "check-help",
+        "new-help",
+        "leaderboard",
+    ],
 )
 def test_a_command_loads_no_more_than_it_needs(arguments, without):
     code = (
