@@ -13,7 +13,7 @@ from medbench.conformance.subject import find_subjects
 from medbench.conformance.suite import examine
 from medbench.plugins import KINDS, registry
 
-SORTS = ("protonet", "linear-probe", "tim", "anil", "dn4", "baseline", "distribution-calibration")
+SORTS = ("protonet", "linear-probe", "bd-cspn", "anil", "dn4", "baseline")
 OTHERS = ("conv4", "synthetic:cells", "synthetic:xray")
 
 
