@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from pathlib import Path
 
 import click
@@ -19,16 +18,16 @@ def explain_command(where: Path, text: str | None) -> None:
     """Say in words what a cell is, where its data come from, and what was measured.
 
     CELL is the JSON file of a record, or the folder of a run; then TEXT tells which of its cells:
-    words of its title (as in 'medbench run --only'), or the beginning of its key.
+    words that its file name holds, in any order, or the beginning of its key.
 
     \b
     Examples:
       medbench explain runs/quickstart/records/NAME.json
-      medbench explain runs/quickstart 'protonet*seed0'
+      medbench explain runs/quickstart '5w1s conv4-32 protonet'
       medbench explain leaderboards/omniglot dd21d10fa019
     """
     from medbench.explain import explain
-    from medbench.records import find_records, read_record
+    from medbench.records import find_records, read_record, slug
 
     if where.is_file():
         if text is not None:
@@ -37,13 +36,12 @@ def explain_command(where: Path, text: str | None) -> None:
         return
     records = find_records([where])
     named = {record.stem: record for record in records}
-    wanted = (text or "*").lower()
+    # File names have dashes where titles have other characters.
+    words = [slug(word, limit=None).lower() for word in (text or "").split()]
     found = [
         record
         for stem, record in named.items()
-        if fnmatch.fnmatch(stem.lower().replace("_", " / "), f"*{wanted}*")
-        or fnmatch.fnmatch(stem.lower(), f"*{wanted}*")
-        or record.key.startswith(wanted)
+        if all(word in stem.lower() for word in words) or record.key.startswith(text or "")
     ]
     if not found:
         raise UsageError(

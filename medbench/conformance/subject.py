@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from medbench.errors import UsageError, did_you_mean
+from medbench.errors import UsageError, did_you_mean, nearest
 from medbench.plugins import KINDS, Entry, Plugin, Registry, resolve_params
 
 _KIND_OF = {spec: kind for kind, spec in KINDS.items()}
@@ -60,20 +60,27 @@ def find_subjects(
     else:
         named = [(entry, name) for entry in entries]
     if not entries:
-        known = [n for table in registry.entries.values() for n in table]
-        hint = did_you_mean(name.partition(":")[0], known)
-        if registry.faults:
-            hint += " Some plugins could not be loaded: see 'medbench plugins'."
-        raise UsageError(
-            f"There is no plugin called {name!r}.{hint} Code that is not installed is named as "
-            "MODULE:FACTORY, such as acme_medbench.nearest:Nearest."
-        )
-    found = []
+        raise UsageError(_unknown(registry, name))
     for entry, shown in named:
-        if entry.kind != "protocols":
-            registry.get(entry.kind, shown) if entry.name in registry.entries[entry.kind] else None
-        found.append(Subject(registry, entry, shown, _params(entry, params or {})))
-    return found
+        if registry.entries[entry.kind].get(entry.name) is entry:
+            registry.get(entry.kind, shown)  # a family without an argument is refused in its words
+    return [Subject(registry, e, shown, _params(e, params or {})) for e, shown in named]
+
+
+def _unknown(registry: Registry, name: str) -> str:
+    head = name.partition(":")[0]
+    known = [n for table in registry.entries.values() for n in table]
+    hint = ""
+    if ":" in name and _is_path(name) and not nearest(head, known):
+        hint = f" Nor is there a module {head}, here or installed."
+    else:
+        hint = did_you_mean(head, known)
+    if registry.faults:
+        hint += " Some plugins could not be loaded: see 'medbench plugins'."
+    return (
+        f"There is no plugin called {name!r}.{hint} Code that is not installed is named as "
+        "MODULE:FACTORY, such as acme_medbench.nearest:Nearest."
+    )
 
 
 def _params(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
