@@ -88,8 +88,7 @@ RECORD_KEYS: dict[str, str] = {
     "scores_digest": "BLAKE2b of that file",
     "n_episodes": "episodes of the accuracy lane",
     "summary": "mean of each metric over episodes; null where no episode has it",
-    "costs": "times in seconds (median, p95, iqr, mean, min), memory in bytes, parameters adapted, "
-    "load, and how far the two lanes agree",
+    "costs": "what the cost lane measured: see below",
     "training": "seconds, steps, images, validation accuracy and curve of the meta-training, or "
     "null",
     "traits": "what the algorithm claims of itself, with these parameters",
@@ -98,9 +97,28 @@ RECORD_KEYS: dict[str, str] = {
     "backbone": "parameters, bytes, features, input size and origin of the network",
     "hardware": "class, processor, device and threads of the machine",
     "versions": "of medbench, Python, torch and other libraries",
+    "earlier_tries": "tries that a kill or a lack of memory ended, before this one",
     "stage": "of a cell that failed: where",
     "error": "of a cell that failed: what was said",
     "log_tail": "of a cell that failed: the last lines it printed",
+}
+
+COST_KEYS: dict[str, str] = {
+    "n_episodes": "timed episodes, after the warm-up",
+    "warm_up_episodes": "episodes run before, and not timed",
+    "times": "seconds of each stage, and of adaptation (`adaptation_s`) and prediction "
+    "(`prediction_s`) as a whole: `median`, `p95`, `iqr`, `mean`, `min`",
+    "episodes": "seconds of each stage in every timed episode, and where the system tells it the "
+    "waiting for a core in them; what two runs are compared by",
+    "calibration": "what a fixed piece of work took on this machine meanwhile",
+    "memory": "peaks in bytes, of the host, the device and of tensors; null where not measured",
+    "parameters_adapted": "how many numbers adaptation sets",
+    "network": "the form in which the backbone ran",
+    "load_average": "of the machine, over a minute",
+    "exclusive": "whether the run's other jobs on the device paused meanwhile",
+    "not_exclusive_because": "what kept them from it, or null",
+    "lanes_agree": "share of equal predictions of the two lanes",
+    "lanes_agree_on_same_features": "the same, given the same features, where it had to be asked",
 }
 
 _PARTS = {
@@ -213,6 +231,7 @@ def suites_page() -> str:
 def records_page() -> str:
     """The layout of a record."""
     rows = [(f"`{key}`", text) for key, text in RECORD_KEYS.items()]
+    costs = [(f"`{key}`", text) for key, text in COST_KEYS.items()]
     return "\n".join(
         [
             "# Records",
@@ -224,6 +243,12 @@ def records_page() -> str:
             *_table(("key", "holds"), rows),
             "",
             f"Statuses: {', '.join(f'`{s}`' for s in STATUSES)}.",
+            "",
+            "## Costs",
+            "",
+            "[Measurement](../measurement.md) tells how each is measured.",
+            "",
+            *_table(("key", "holds"), costs),
             "",
         ]
     )

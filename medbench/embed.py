@@ -6,6 +6,7 @@ for the whole batch. While the network sees one batch, a thread reads the next.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from medbench.api import Backbone, Dataset, InputSpec
 from medbench.episodes import Ints
 from medbench.errors import ContractError, DataError, NonFinite
 from medbench.files import atomic, content_key, locked
+from medbench.quiet import NOBODY, Quiet
 
 # Rows embedded per forward pass. Fixed, and never a function of the machine: the rounding of a
 # matrix product can depend on the batch, and features must not depend on the number of workers.
@@ -229,25 +231,30 @@ def features_of(
     device: torch.device,
     cache: Path,
     view: View = "features",
+    quiet: Quiet = NOBODY,
 ) -> Tensor:
     """Features (or maps) of `rows` (ascending) from the cache, or embedded now and kept there.
 
     Files are named by all that determines features; an image is embedded once, whichever rows are
     asked for beside it. Of several processes that want the same features one embeds and the others
     wait for its file. Rows that were asked for together before are mapped from it, not loaded.
+    Between batches a measurement that waits for `quiet` goes first.
     """
     key = content_key(_ingredients(backbone, dataset, device, view))
     rows = np.ascontiguousarray(rows, "<i8")
     missing, parts = _kept(cache, key, view, rows)
     if len(missing):
-        with locked(cache / f"{key}.lock", wait=True):
+        with contextlib.ExitStack() as held:
+            with quiet.away():
+                held.enter_context(locked(cache / f"{key}.lock", wait=True))
             missing, parts = _kept(cache, key, view, rows)
             if len(missing):
                 for debris in cache.glob(f".{key}-*.tmp"):  # of a process killed while it wrote
                     debris.unlink(missing_ok=True)
                 name = hashlib.blake2b(missing.tobytes(), digest_size=8).hexdigest()
                 path = cache / f"{key}-{name}.safetensors"
-                _write(path, view, missing, _batches(backbone, store, missing, device, view))
+                batches = _batches(backbone, store, missing, device, view)
+                _write(path, view, missing, _with_pauses(batches, quiet))
                 missing, parts = _kept(cache, key, view, rows)
     for mapped_rows, mapped in parts:
         if np.array_equal(mapped_rows, rows):
@@ -259,6 +266,12 @@ def features_of(
         _, there, here = np.intersect1d(some, rows, assume_unique=True, return_indices=True)
         found[torch.from_numpy(here)] = features[torch.from_numpy(there)]
     return found
+
+
+def _with_pauses(batches: Iterator[Tensor], quiet: Quiet) -> Iterator[Tensor]:
+    for batch in batches:
+        yield batch
+        quiet.pause()
 
 
 def _ingredients(

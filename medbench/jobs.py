@@ -17,7 +17,7 @@ from typing import Any
 
 from medbench.briefs import Brief, read_brief
 from medbench.errors import DataError
-from medbench.files import write_json
+from medbench.files import file_digest, write_json
 from medbench.records import SCHEMA, write_record
 from medbench.shelf import Shelf, spread
 
@@ -48,6 +48,25 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How a job is run, as plain data: nothing here changes its scores beyond rounding.
+
+    ``processes`` share a training whose method can, each with ``threads`` or a GPU.
+    ``gpu`` is what ``CUDA_VISIBLE_DEVICES`` shall be, None to leave it. ``quiet`` is the folder of
+    the locks that keep the device quiet for cost lanes (`medbench.quiet`). ``earlier`` tells of
+    tries of the same job before this one.
+    """
+
+    threads: int = 1
+    processes: int = 1
+    gpu: str | None = None
+    quiet: str | None = None
+    exclusive: bool = True
+    episodes_per_block: int | None = None
+    earlier: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class Folders:
     """Where a run keeps its files."""
 
@@ -61,6 +80,18 @@ class Folders:
         """The folder of a training."""
         return self.out / "trainings" / job.key
 
+    def stamp(self, job: Job) -> tuple[int, int]:
+        """What changes when the record of a cell or training is written: file and time.
+
+        Tells a try's own record from one that an earlier try left.
+        """
+        path = self.training(job) / "training.json" if job.kind == "training" else self.record(job)
+        try:
+            found = path.stat()
+        except OSError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
+
     def log(self, job: Job) -> Path:
         """The file with what a job printed."""
         return self.out / "logs" / f"{job.file_stem}.log"
@@ -71,10 +102,18 @@ class Folders:
         return self.out / "cache" / "features"
 
 
-def write_failure(job: Job, folders: Folders, status: str, stage: str, message: str) -> None:
-    """Leave the record of a job that failed. Raises `OutputError`."""
+def write_failure(
+    job: Job,
+    folders: Folders,
+    status: str,
+    stage: str,
+    message: str,
+    earlier: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Leave the record of a job that failed, after `earlier` tries. Raises `OutputError`."""
     tail = log_tail(folders.log(job))
     created = now()
+    tries = {"earlier_tries": list(earlier)} if earlier else {}
     if job.kind == "training":
         write_json(
             folders.training(job) / "training.json",
@@ -87,6 +126,7 @@ def write_failure(job: Job, folders: Folders, status: str, stage: str, message: 
                 "log_tail": tail,
                 "ingredients": job.ingredients,
                 "created": created,
+                **tries,
             },
         )
         return
@@ -99,6 +139,7 @@ def write_failure(job: Job, folders: Folders, status: str, stage: str, message: 
             "error": message,
             "log_tail": tail,
             "created": created,
+            **tries,
         },
     )
 
@@ -156,17 +197,33 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
-def training_state(folders: Folders, job: Job) -> tuple[str, str]:
-    """Status and error of a training: ``missing``, ``ok``, or why it failed."""
+def training_state(folders: Folders, job: Job, *, verify: bool = False) -> tuple[str, str]:
+    """Status and error of a training: ``missing``, ``ok``, or why it failed.
+
+    One whose weights are gone or cut short counts as missing; with `verify` all their bytes are
+    read, and one whose weights are others than it recorded too.
+    """
     folder = folders.training(job)
     try:
         data = json.loads((folder / "training.json").read_text())
         status = str(data["status"])
     except (OSError, ValueError, KeyError):
         return "missing", ""
-    if status == "ok" and not (folder / "learned.safetensors").is_file():
+    if status == "ok" and not _whole(folder / "learned.safetensors", data, verify):
         return "missing", ""
     return status, str(data.get("error", ""))
+
+
+def _whole(path: Path, training: Mapping[str, Any], verify: bool) -> bool:
+    try:
+        size = path.stat().st_size
+        # Trainings before there was a digest are believed.
+        if "learned_bytes" in training and size != training["learned_bytes"]:
+            return False
+        known = training.get("learned_digest")
+        return not verify or known is None or file_digest(path) == known
+    except OSError:
+        return False
 
 
 def cell_state(folders: Folders, job: Job) -> str:

@@ -33,6 +33,8 @@ def medbench_algorithms():
         algorithm("unequal", batched=True), algorithm("children"), algorithm("chatty"),
         algorithm("slow-training", meta_trains=True), algorithm("bad-training", meta_trains=True),
         algorithm("edits-support"), algorithm("no-predictor"), algorithm("no-meta", meta_trains=True),
+        algorithm("grows"), algorithm("hungry", batched=True), algorithm("gpu"),
+        algorithm("dies-once"), algorithm("keeps-the-lock"), algorithm("fills-the-disk"),
     ]
 """
 
@@ -138,6 +140,41 @@ class Chatty(Mean):
     def adapt(self, support):
         print("x" * 2_000_000)
         raise ValueError("after much talk")
+class Grows(Mean):
+    def adapt(self, support):
+        held = []
+        while True:
+            held.append(np.ones(16 << 20, np.uint8))
+            time.sleep(0.01)
+class Hungry(Mean):
+    def adapt(self, support):
+        if support.inputs.dim() == 3 and len(support.inputs) > 8:
+            raise MemoryError("too many episodes at once")
+        return super().adapt(support)
+class Gpu(Mean):
+    def adapt(self, support):
+        raise ValueError("sees " + os.environ.get("CUDA_VISIBLE_DEVICES", "no setting"))
+class DiesOnce(Mean):
+    def adapt(self, support):
+        import signal
+        with open(self.file, "a+") as file:
+            file.seek(0)
+            times = len(file.read())
+            file.write("x")
+        if times < self.p:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().adapt(support)
+class KeepsTheLock(Mean):
+    def adapt(self, support):
+        import ctypes
+        open(self.file, "w").write(str(os.getpid()))
+        ctypes.PyDLL(None).sleep(600)
+class FillsTheDisk(Mean):
+    def adapt(self, support):
+        with open(self.file, "wb") as file:
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
 class EditsSupport(Mean):
     def adapt(self, support):
         support.inputs.add_(1.0)

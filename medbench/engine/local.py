@@ -1,13 +1,11 @@
 """The local engine: one fresh process for every job, forked from a server that has torch loaded.
 
-A job's process leads its own process group and dies with it. Whatever the operating system does
-to it, the job ends as a record: its own, or one that the engine writes in its place.
+A job's process leads its own process group and dies with it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import resource
@@ -15,257 +13,211 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 from medbench.api import Place
-from medbench.errors import MedbenchError, OutputError, Unavailable
-from medbench.files import locked, output_error, write_bytes, write_json
-from medbench.jobs import (
-    WAITING,
-    Folders,
-    Job,
-    Waiting,
-    cell_state,
-    cell_states,
-    training_state,
-    write_failure,
-)
-from medbench.plan import Plan
-from medbench.plugins import Registry
-from medbench.records import PLAN_FILE, read_record
-from medbench.shelf import Shelf
+from medbench.engine.executor import Attempt, Ended, Lost, Told
+from medbench.engine.memory import Guard
+from medbench.engine.reaper import Reaper
+from medbench.engine.slots import Slot
+from medbench.errors import OutputError, Unavailable, UsageError
+from medbench.files import output_error
+from medbench.jobs import WAITING, Folders, Job, Manner
+from medbench.quiet import quiet_folder
 
 _POLL_S = 0.5
 _GRACE_S = 3.0
 _OUTPUT_TROUBLE = 75
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a job, for whoever watches the run."""
-
-    kind: Literal["started", "progress", "finished"]
-    job: Job
-    status: str = ""
-    fraction: float = 0.0
-    text: str = ""
-    error: str = ""
-    seconds: float = 0.0
-
-
-@dataclass
-class Outcome:
-    """What a run came to: how many cells were measured, failed, or were there before."""
-
-    measured: int = 0
-    failed: int = 0
-    kept: int = 0
-    kept_failed: int = 0
-    trainings: int = 0
-    plugin_faults: list[str] = field(default_factory=list)
-
-
-class Interrupted(MedbenchError):
-    """The run was stopped by Ctrl-C or a signal; what is recorded stays."""
-
-    exit_code = 130
-
-
 @dataclass
 class _Running:
-    job: Job
+    attempt: Attempt
+    slots: Sequence[Slot]
+    stamp: tuple[int, int]
     process: Any
     pipe: connection.Connection
+    began: float
+    # Moves on with what the job waited for others: what its time limit counts from.
     started: float
     waiting_since: float | None = None
     heard: bool = False
     fatal: str = ""
+    lost: Lost | None = None
+
+    @property
+    def job(self) -> Job:
+        return self.attempt.job
 
 
-Watch = Callable[[Event], None]
+class LocalExecutor:
+    """Runs jobs as processes of this machine, one in each slot.
 
-
-def run_plan(
-    plan: Plan,
-    registry: Registry,
-    out: Path,
-    place: Place,
-    *,
-    suite_text: str,
-    workers: int,
-    threads: int,
-    retry_failed: bool = False,
-    watch: Watch = lambda event: None,
-) -> Outcome:
-    """Run what is missing of `plan` below `out`, `workers` jobs at a time.
-
-    Raises `OutputError` when the folder is in use by another run, full or read-only, and
-    `Interrupted` after Ctrl-C or SIGTERM; in each case finished records are whole.
+    `timeouts` are seconds by kind of job. A job whose processes hold more than `memory_bytes` is
+    ended, and the largest is when the machine's memory runs out. With `exclusive` a cost lane has
+    its device to itself.
     """
-    _prepare(out)
-    with locked(out / ".lock", wait=False), _signals():
-        write_bytes(out / "suite.yaml", suite_text.encode())
-        write_json(out / PLAN_FILE, _planned(out) | {job.slug: job.key for job in plan.cells})
-        engine = _Engine(plan, registry, out, place, workers, threads, retry_failed, watch)
-        return engine.run()
 
-
-def _planned(out: Path) -> dict[str, str]:
-    # A run of some cells (--only) leaves what was planned for the others.
-    try:
-        found: dict[str, str] = json.loads((out / PLAN_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def _prepare(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("records", "trainings", "logs", "cache"):
-            (out / name).mkdir(exist_ok=True)
-    except OSError as error:
-        raise output_error(out, error) from error
-
-
-class _Engine:
     def __init__(
         self,
-        plan: Plan,
-        registry: Registry,
         out: Path,
         place: Place,
-        workers: int,
-        threads: int,
-        retry_failed: bool,
-        watch: Watch,
+        slots: Sequence[Slot],
+        *,
+        threads: int = 1,
+        training_processes: int = 1,
+        timeouts: Mapping[str, float],
+        memory_bytes: int | None = None,
+        exclusive: bool = True,
+        quiet: Path | None = None,
+        shared: bool = False,
     ) -> None:
-        self._registry, self._out, self._place = registry, out, place
-        self._workers, self._threads, self._watch = workers, threads, watch
+        """`quiet`: where the locks of cost lanes lie [by the name of `out`].
+
+        `shared`: other executors run jobs on this machine too.
+
+        `training_processes` share a training whose method can, each in a slot of its own. Raises
+        `UsageError` when there are not so many GPUs.
+        """
+        gpus = {slot.gpu for slot in slots} - {None}
+        if gpus and training_processes > len(gpus):
+            raise UsageError(
+                f"--training-processes {training_processes} needs as many GPUs, and this run has "
+                f"{len(gpus)}. Name more with --gpus, or share a training among fewer."
+            )
+        self.n_slots = len(slots)
+        self._training_processes = training_processes
+        self._out, self._place = out, place
+        self._slots = list(slots)
+        self._threads, self._timeouts, self._exclusive = threads, timeouts, exclusive
+        self._quiet = quiet
         self._folders = Folders(out)
-        self._timeouts = {
-            "cell": plan.suite.cell_timeout_s,
-            "training": plan.suite.training_timeout_s,
-        }
-        self._outcome = Outcome()
+        self._guard = Guard(memory_bytes, shared=shared)
         self._running: list[_Running] = []
         self._context = multiprocessing.get_context("forkserver")
-        cells: list[Job] = []
-        shelf = Shelf(out)
-        for job, (state, _) in zip(plan.cells, cell_states(shelf, plan.cells), strict=True):
-            if state == "missing" or (state != "ok" and retry_failed):
-                cells.append(job)
-            elif state == "ok":
-                self._outcome.kept += 1
-            else:
-                self._outcome.kept_failed += 1
-        shelf.save()
-        needed = {job.training_key for job in cells}
-        done: dict[str, tuple[str, str]] = {}
-        trainings: list[Job] = []
-        for job in plan.trainings:
-            if job.key not in needed:
-                continue
-            status, error = training_state(self._folders, job)
-            if status == "missing" or (status != "ok" and retry_failed):
-                trainings.append(job)
-            else:
-                done[job.key] = (status, error)
-        self._waiting = Waiting(trainings, cells)
-        self._with_timm = any("timm" in str(job.request["backbone"]["name"]) for job in cells)
-        # Trainings that ended before this run; their cells are looked after once it has begun.
-        self._done_before = done
-        self._titles = {job.key: job.title for job in plan.trainings}
+        self._reaper: Reaper | None = None
 
-    def run(self) -> Outcome:
-        if not self._waiting:
-            return self._outcome
-        self._start_server()
-        try:
-            for key, (status, error) in self._done_before.items():
-                self._trained(key, status, error)
-            while self._waiting or self._running:
-                while len(self._running) < self._workers:
-                    job = self._waiting.take()
-                    if job is None:
-                        break
-                    self._start(job)
-                if self._running:
-                    self._wait()
-        except BaseException:
-            for running in self._running:
-                _kill_group(running.process.pid)
-            for running in self._running:
-                running.process.join(_GRACE_S)
-            raise
-        return self._outcome
+    def open(self) -> None:
+        """See `medbench.engine.executor.Executor.open`."""
 
-    def _start_server(self) -> None:
-        # Read by the math libraries when they load, so they must be set before the server starts.
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = str(self._threads)
-        # This module too: children must run the code of this run, whatever is edited meanwhile.
-        preload = [__name__, "medbench.engine.preload"]
-        if self._with_timm:
-            preload.append("timm")
-        self._context.set_forkserver_preload(preload)
+    def has_room(self, job: Job) -> bool:
+        """See `medbench.engine.executor.Executor.has_room`."""
+        return self._free_for(job) is not None
 
-    def _trained(self, key: str, status: str, error: str) -> None:
-        """Let the cells of a training run, or fail them with it."""
-        if status == "ok":
-            self._waiting.release(key)
-            return
-        for job in self._waiting.drop(key):
-            text = f"Its training ({self._titles[key]}) failed: {error}"
-            self._fail(job, status, "meta_train", text)
-            self._finished(job, 0.0)
-
-    def _start(self, job: Job) -> None:
+    def start(self, attempt: Attempt) -> str:
+        """See `medbench.engine.executor.Executor.start`."""
+        if self._reaper is None:
+            self._prepare_server(attempt.job)
+            self._reaper = Reaper()
+        job = attempt.job
+        slots = self._free_for(job)
+        assert slots, "there is no room"
+        for slot in slots:
+            self._slots.remove(slot)
+        device = slots[0].device
+        # A training on several GPUs disturbs whoever measures on any of them.
+        shared = "gpus" if slots[0].gpu and self._training_processes > 1 else device
+        quiet = self._quiet / shared if self._quiet else quiet_folder(self._out, shared)
+        manner = Manner(
+            threads=self._threads,
+            processes=self._training_processes,
+            gpu=",".join(slot.gpu for slot in slots if slot.gpu) or None,
+            quiet=str(quiet),
+            exclusive=self._exclusive,
+            episodes_per_block=attempt.episodes_per_block,
+            earlier=attempt.earlier,
+        )
+        stamp = self._folders.stamp(job)
         reader, writer = self._context.Pipe(duplex=False)
-        log = self._folders.log(job)
         process = self._context.Process(
             target=_child,
-            args=(job, self._out, self._place, self._threads, log, writer),
+            args=(job, self._out, self._place, manner, self._folders.log(job), writer),
             name=job.title,
             daemon=False,
         )
         process.start()
+        assert process.pid is not None
+        self._reaper.watch(process.pid)
         writer.close()
-        self._running.append(_Running(job, process, reader, time.monotonic()))
-        self._watch(Event("started", job))
+        now = time.monotonic()
+        self._running.append(_Running(attempt, slots, stamp, process, reader, now, now))
+        return device if len(slots) == 1 else f"{len(slots)} x {device}"
 
-    def _wait(self) -> None:
+    def _free_for(self, job: Job) -> list[Slot] | None:
+        """The slots that a job would take; None when there are not enough now."""
+        if job.kind == "cell" or not job.request["parallel"]:
+            return self._slots[:1] or None
+        by_gpu: dict[str | None, Slot] = {}
+        for slot in self._slots:
+            by_gpu.setdefault(slot.gpu, slot)
+        # Each process wants a GPU of its own; on the CPU one slot is like another.
+        free = list(by_gpu.values()) if None not in by_gpu else self._slots
+        count = min(self._training_processes, self.n_slots)
+        return free[:count] if len(free) >= count else None
+
+    def wait(self) -> Sequence[Told | Ended]:
+        """See `medbench.engine.executor.Executor.wait`."""
         handles: list[Any] = []
         for running in self._running:
             handles.append(running.process.sentinel)
             if not running.pipe.closed:
                 handles.append(running.pipe)
         connection.wait(handles, timeout=_POLL_S)
+        news: list[Told | Ended] = []
+        for running in self._running:
+            news += self._listen(running)
+        alive = [r for r in self._running if r.process.is_alive()]
+        for running in alive:
+            self._hold_to_time(running)
+        for index, lost in self._guard.look([r.process.pid for r in alive]):
+            self._kill(alive[index], lost)
         for running in list(self._running):
-            self._listen(running)
             if not running.process.is_alive():
-                self._end(running)
-            elif running.waiting_since is None and (
-                time.monotonic() - running.started > self._timeouts[running.job.kind]
-            ):
-                _kill_group(running.process.pid)
-                running.process.join(_GRACE_S)
-                if self._missing(running.job):
-                    kind = running.job.kind
-                    text = (
-                        f"Stopped after {self._timeouts[kind]:g} s ({kind}_timeout_s of the suite)."
-                    )
-                    if kind == "training":
-                        text += " With a larger one, --retry-failed goes on from its checkpoint."
-                    self._fail(running.job, "timeout", "run", text)
-                self._end(running)
+                news += self._end(running)
+        return news
 
-    def _listen(self, running: _Running) -> None:
+    def stop(self) -> None:
+        """See `medbench.engine.executor.Executor.stop`."""
+        for running in self._running:
+            _kill_group(running.process.pid)
+        for running in self._running:
+            running.process.join(_GRACE_S)
+        self._running.clear()
+        if self._reaper is not None:
+            self._reaper.close()
+            self._reaper = None
+
+    def _prepare_server(self, job: Job) -> None:
+        # Read by the math libraries when they load, so they must be set before the server starts.
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(self._threads)
+        # This module too: children must run the code of this run, whatever is edited meanwhile.
+        preload = [__name__, "medbench.engine.preload"]
+        if "timm" in str(job.request["backbone"]["name"]):
+            preload.append("timm")
+        self._context.set_forkserver_preload(preload)
+
+    def _hold_to_time(self, running: _Running) -> None:
+        kind = running.job.kind
+        limit = self._timeouts[kind]
+        if running.waiting_since is not None or time.monotonic() - running.started <= limit:
+            return
+        text = f"Stopped after {limit:g} s ({kind}_timeout_s of the suite)."
+        if kind == "training":
+            text += " With a larger one, --retry-failed goes on from its checkpoint."
+        self._kill(running, Lost("timeout", text))
+
+    def _kill(self, running: _Running, lost: Lost) -> None:
+        _kill_group(running.process.pid)
+        running.process.join(_GRACE_S)
+        running.lost = lost
+
+    def _listen(self, running: _Running) -> list[Told | Ended]:
+        news: list[Told | Ended] = []
         try:
             while not running.pipe.closed and running.pipe.poll():
                 kind, fraction, text = running.pipe.recv()
@@ -277,73 +229,56 @@ class _Engine:
                 if kind == "fatal":
                     running.fatal = text
                 else:
-                    self._watch(Event("progress", running.job, fraction=fraction, text=text))
+                    news.append(Told(running.job, fraction, text))
         except (EOFError, OSError):
             running.pipe.close()
+        return news
 
-    def _end(self, running: _Running) -> None:
+    def _end(self, running: _Running) -> list[Told | Ended]:
         job, process = running.job, running.process
         process.join()
-        self._listen(running)
+        news = self._listen(running)
         # Children that the job left behind go with it.
         _kill_group(process.pid)
+        if self._reaper is not None:
+            self._reaper.forget(process.pid)
         running.pipe.close()
         self._running.remove(running)
+        self._slots += running.slots
         if running.fatal or process.exitcode == _OUTPUT_TROUBLE:
             raise OutputError(running.fatal or f"{job.title}: the output could not be written.")
-        if self._missing(job):
-            if not running.heard:
-                # Not this job's fault, and the next one would fare no better.
-                raise Unavailable(
-                    f"Jobs cannot start here. {job.title}: {_obituary(process.exitcode)} It said "
-                    f"nothing before. Its log is {self._folders.log(job)}."
-                )
-            log = f"Its log is {self._folders.log(job).relative_to(self._out)}."
-            self._fail(job, "crash", "run", f"{_obituary(process.exitcode)} {log}")
+        lost = self._obituary(running)
+        if lost is not None and running.lost is not None:
+            lost = running.lost
         process.close()
-        self._finished(job, time.monotonic() - running.started)
+        return [*news, Ended(job, time.monotonic() - running.began, lost)]
 
-    def _missing(self, job: Job) -> bool:
-        if job.kind == "training":
-            return training_state(self._folders, job)[0] == "missing"
-        return cell_state(self._folders, job) == "missing"
-
-    def _fail(self, job: Job, status: str, stage: str, message: str) -> None:
-        write_failure(job, self._folders, status, stage, message)
-
-    def _finished(self, job: Job, seconds: float) -> None:
-        if job.kind == "training":
-            status, error = training_state(self._folders, job)
-            self._outcome.trainings += status == "ok"
-            self._watch(Event("finished", job, status=status, error=error, seconds=seconds))
-            self._trained(job.key, status, error)
-            return
-        record = read_record(self._folders.record(job))
-        self._outcome.measured += record.ok
-        self._outcome.failed += not record.ok
-        for fault in self._registry.announce(record.data):
-            self._outcome.plugin_faults.append(str(fault))
-        self._watch(
-            Event(
-                "finished",
-                job,
-                status=str(record.data["status"]),
-                error=str(record.data.get("error", "")),
-                seconds=seconds,
+    def _obituary(self, running: _Running) -> Lost | None:
+        """Why this try left no record; None when it did."""
+        job, code, folders = running.job, running.process.exitcode, self._folders
+        if folders.stamp(job) != running.stamp:
+            return None
+        killed = code is not None and code < 0
+        if killed:
+            name = signal.Signals(-code).name
+            hint = " (the kernel does that when memory runs out)" if code == -9 else ""
+            how = f"Its process was killed by {name}{hint}."
+        else:
+            how = f"Its process ended with exit code {code} and without a record."
+        if not running.heard:
+            # Not this job's fault, and the next one would fare no better.
+            raise Unavailable(
+                f"Jobs cannot start here. {job.title}: {how} It said nothing before. Its log is "
+                f"{folders.log(job)}."
             )
-        )
-
-
-def _obituary(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = " (the kernel does that when memory runs out)" if -code == signal.SIGKILL else ""
-        return f"Its process was killed by {name}{hint}."
-    return f"Its process ended with exit code {code} and without a record."
+        # Signals that come from outside; the others are a plugin's own, and would come again.
+        outside = killed and -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        log = f"Its log is {folders.log(job).relative_to(self._out)}."
+        return Lost("crash", f"{how} {log}", again=outside)
 
 
 def _child(
-    job: Job, out: Path, place: Place, threads: int, log: Path, pipe: connection.Connection
+    job: Job, out: Path, place: Place, manner: Manner, log: Path, pipe: connection.Connection
 ) -> None:
     """The body of a job's process."""
     os.setsid()
@@ -352,6 +287,11 @@ def _child(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     _die_with_parent()
+    with contextlib.suppress(OSError):
+        # When memory runs out, the kernel shall take a job and not the one who records its end.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if manner.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = manner.gpu
     try:
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     except OSError as error:
@@ -375,7 +315,7 @@ def _child(
     from medbench.worker import execute
 
     try:
-        execute(job, out, place, threads, progress)
+        execute(job, out, place, manner, progress)
     except OutputError as error:
         pipe.send(("fatal", 0.0, str(error)))
         os._exit(_OUTPUT_TROUBLE)
@@ -397,21 +337,3 @@ def _kill_group(pid: int | None) -> None:
     if pid is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(f"Stopped by {signal.Signals(number).name}.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -801,3 +801,16 @@ def test_centring_without_the_mean_says_what_to_do(make: Any) -> None:
     with pytest.raises(ContractError, match="normalize: l2"):
         make().prepare(SmallConv(), {})
     make(normalize="l2").prepare(SmallConv(), {})
+
+
+def test_tim_adm_predicts_alike_alone_and_among_others_where_its_updates_are_chaotic() -> None:
+    # Features of no structure: from the same start to a last digit, it ends somewhere else.
+    torch.manual_seed(1)
+    shift = 0.5 * torch.randn(288)
+    x, q = ((0.3 * torch.randn(8, n, 288) + shift).relu() for n in (50, 75))
+    support = Support(x, torch.arange(5).repeat_interleave(10).expand(8, -1), 5, tuple(range(8)))
+    method = TIM(solver="adm")
+    scores = method.adapt(support).predict(q)
+    for e in range(8):
+        alone = method.adapt(one_of(support, e)).predict(q[e])
+        torch.testing.assert_close(alone, scores[e])

@@ -7,61 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-import toy
-
-MEDBENCH = [sys.executable, "-m", "medbench"]
-
-
-@pytest.fixture
-def suite(distribute, tmp_path):
-    """Write a suite of toy algorithms; returns the path."""
-    toy.install(distribute)
-
-    def write(*algorithms, **more) -> str:
-        path = tmp_path / "suite.yaml"
-        path.write_text(toy.suite(*algorithms, **more))
-        return str(path)
-
-    return write
-
-
-def medbench(*arguments, code=0, **environment) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*MEDBENCH, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-def records(out: Path) -> dict[str, dict]:
-    found = {}
-    for path in sorted((out / "records").glob("*.json")):
-        data = json.loads(path.read_text())
-        data["path"] = path
-        cell = data["cell"]
-        found[f"{cell['algorithm']} {cell['target']} {cell['seed']}"] = data
-    return found
-
-
-def scores(out: Path) -> dict[str, dict]:
-    """Per-episode scores of every cell, exactly."""
-    return {
-        name: pq.read_table(data["path"].with_suffix(".parquet")).to_pydict()
-        for name, data in records(out).items()
-        if data["status"] == "ok"
-    }
+from e2e.runs import MEDBENCH, alive, children, medbench, records, scores, wait_for
 
 
 def test_scores_are_identical_with_one_worker_with_two_and_again(suite, tmp_path):
@@ -115,7 +65,7 @@ def test_a_faulty_algorithm_becomes_a_record_and_takes_no_other_with_it(suite, t
     shown = medbench("leaderboard", out).stdout
     assert "FAILED (1 timeout)" in shown
     again = medbench("run", path, "--out", out, "--only", "3w1s", code=1)
-    assert "15 failed before (--retry-failed runs them again)" in again.stderr
+    assert "15 failed before ('medbench retry" in again.stderr
     status = medbench("status", out, code=1).stdout
     assert "timeout" in status
 
@@ -142,16 +92,9 @@ def test_children_that_a_plugin_leaves_behind_die_with_it(suite, tmp_path):
     medbench("run", suite(text), "--out", tmp_path / "o", "--only", "3w1s", code=3)
     child = int(mark.read_text())
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and _alive(child):
+    while time.monotonic() < deadline and alive(child):
         time.sleep(0.1)
-    assert not _alive(child)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
-    except OSError:
-        return False
+    assert not alive(child)
 
 
 def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_scores(suite, tmp_path):
@@ -162,38 +105,19 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_scores(sui
     command = [*MEDBENCH, "run", path, "--out", str(out), "--workers", "1"]
     run = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(lambda: list(out.glob("trainings/*/checkpoint.safetensors")))
+        wait_for(lambda: list(out.glob("trainings/*/checkpoint.safetensors")))
         time.sleep(1.0)
-        workers = _children(run.pid)
+        workers = children(run.pid)
     finally:
         run.kill()
         run.wait()
-    _wait_for(lambda: not any(_alive(p) for p in workers), 15)
+    wait_for(lambda: not any(alive(p) for p in workers), 15)
     assert list(out.glob("trainings/*/checkpoint.safetensors"))
     medbench("run", path, "--out", out, "--workers", 1)
     (training,) = out.glob("trainings/*/training.json")
     assert json.loads(training.read_text())["resumed_at"], "the training began anew"
     assert scores(out) == scores(tmp_path / "calm")
     assert not list(out.rglob("*.tmp"))
-
-
-def _children(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found + [g for c in found for g in _children(c)]
-
-
-def _wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -204,7 +128,7 @@ def test_a_stop_keeps_what_is_done_and_says_how_to_go_on(suite, tmp_path, number
     run = subprocess.Popen(
         command, env=os.environ | {"TOY_SLEEP": "0.02"}, stderr=subprocess.PIPE, text=True
     )
-    _wait_for(lambda: len(list(out.glob("records/*.json"))) == 2)
+    wait_for(lambda: len(list(out.glob("records/*.json"))) == 2)
     run.send_signal(number)
     _, told = run.communicate(timeout=30)
     assert run.returncode == 130
@@ -238,7 +162,7 @@ def test_two_runs_on_one_folder_are_refused(suite, tmp_path):
         command, env=os.environ | {"TOY_SLEEP": "0.02"}, stderr=subprocess.DEVNULL
     )
     try:
-        _wait_for(lambda: list(out.glob("logs/*")))
+        wait_for(lambda: list(out.glob("logs/*")))
         done = medbench("run", path, "--out", out, code=2)
         assert f"is in use by process {first.pid}" in done.stderr
     finally:
@@ -310,27 +234,16 @@ def test_wrong_options_end_with_one_clear_message(suite, arguments, words):
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_stops_the_run_and_harms_no_record(suite, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], check=False,
-        capture_output=True,
-    )  # fmt: skip
-    if mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
-        path = suite("toy/mean", "protonet", budget="{episodes: 5}")
-        (small / "filler").write_bytes(b"x" * 330_000)
-        done = medbench("run", path, "--out", small / "out", "--workers", 1, code=2)
-        assert "disk is full" in done.stderr
-        for name in (small / "out" / "records").glob("*.json"):
-            json.loads(name.read_text())
-        (small / "filler").unlink()
-        medbench("run", path, "--out", small / "out", "--workers", 1)
-        assert all(d["status"] == "ok" for d in records(small / "out").values())
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=True)
+def test_a_full_disk_stops_the_run_and_harms_no_record(suite, small_disk):
+    path = suite("toy/mean", "protonet", budget="{episodes: 5}")
+    (small_disk / "filler").write_bytes(b"x" * 330_000)
+    done = medbench("run", path, "--out", small_disk / "out", "--workers", 1, code=2)
+    assert "disk is full" in done.stderr
+    for name in (small_disk / "out" / "records").glob("*.json"):
+        json.loads(name.read_text())
+    (small_disk / "filler").unlink()
+    medbench("run", path, "--out", small_disk / "out", "--workers", 1)
+    assert all(d["status"] == "ok" for d in records(small_disk / "out").values())
 
 
 def test_the_run_needs_no_home_and_no_writable_current_folder(suite, tmp_path):
@@ -346,7 +259,7 @@ def test_a_folder_that_vanishes_stops_the_run_and_fails_no_cell(suite, tmp_path)
     run = subprocess.Popen(
         command, env=os.environ | {"TOY_SLEEP": "0.02"}, stderr=subprocess.PIPE, text=True
     )
-    _wait_for(lambda: list(out.glob("logs/*")))
+    wait_for(lambda: list(out.glob("logs/*")))
     shutil.rmtree(out)
     _, told = run.communicate(timeout=120)
     assert run.returncode == 2, told

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+import torch
 from torch import Tensor
 
 from medbench_algorithms.transductive.information import Information
@@ -75,8 +76,16 @@ class TIM(Joint):
         """Logits ``(e, q, k)``; their softmax is the model's posterior (Eq. 1)."""
         if self.solver == "gd":
             return _by_descent(self.objective, points.scaled(), targets, self.steps, self.lr)
+        # On features of little structure the updates are chaotic: a last digit of float64 grows
+        # until it decides about predictions. So each episode is worked on by itself, that it may
+        # not matter which others there are.
+        features = points.scaled()
+        each = [slice(i, i + 1) for i in range(len(features))]
+        return torch.cat([self._by_turns(features[one], targets[one]) for one in each])
+
+    def _by_turns(self, features: Tensor, targets: Tensor) -> Tensor:
         # Its iterates are linear combinations of features.
-        features, targets = compact(points.scaled()), targets.double()
+        features, targets = compact(features), targets.double()
         support, query = split(features, targets)
         weights = self.objective.alternate(
             means_of(support, targets), features, targets, n_steps=self.steps
