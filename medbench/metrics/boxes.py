@@ -140,12 +140,12 @@ def _average_precision(
     sides = []
     # pycocotools prints what it does, and has no switch for it.
     with contextlib.redirect_stdout(io.StringIO()):
-        for side in (truth, predicted):
+        for annotations in (_annotations(truth), _annotations(predicted)):
             data = COCO()
             data.dataset = {
                 "images": images,
                 "categories": classes,
-                "annotations": _annotations(side),
+                "annotations": annotations,
             }
             data.createIndex()
             sides.append(data)
@@ -161,7 +161,7 @@ def _average_precision(
     return values
 
 
-def _annotations(side: Sequence[Boxes] | Sequence[Detections]) -> list[dict[str, Any]]:
+def _annotations(side: Sequence[Boxes | Detections]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for image, boxes in enumerate(side):
         scores = boxes.scores if isinstance(boxes, Detections) else None
@@ -186,28 +186,32 @@ def _check(predicted: Sequence[Detections], truth: Sequence[Boxes], n_way: int) 
             f"{len(predicted)} images with detections for {len(truth)} query images; expected one "
             "entry for each, empty where nothing was found."
         )
-    for what, side in (("detections", predicted), ("true boxes", truth)):
-        for k, boxes in enumerate(side):
-            n = len(boxes.labels)
-            flat = {"scores": boxes.scores} if isinstance(boxes, Detections) else {}
-            shapes = {name: array.shape for name, array in flat.items()}
-            if boxes.xyxy.shape != (n, 4) or any(shape != (n,) for shape in shapes.values()):
-                raise ContractError(
-                    f"{what} of query {k}: boxes {boxes.xyxy.shape}, labels ({n},), {shapes}; "
-                    "expected (n, 4) and (n,)."
-                )
-            if not n:
-                continue
-            numbers = np.concatenate([boxes.xyxy.ravel(), *[a.ravel() for a in flat.values()]])
-            if not np.isfinite(numbers).all():
-                raise ContractError(f"{what} of query {k} hold NaN or infinite values.")
-            if (boxes.xyxy[:, 2:] < boxes.xyxy[:, :2]).any():
-                raise ContractError(
-                    f"{what} of query {k} have corners in the wrong order; expected x0, y0, x1, y1 "
-                    "with x0 <= x1 and y0 <= y1."
-                )
-            if boxes.labels.min() < 0 or boxes.labels.max() >= n_way:
-                raise ContractError(
-                    f"{what} of query {k} have labels {boxes.labels.min()}...{boxes.labels.max()}; "
-                    f"expected 0...{n_way - 1}."
-                )
+    for k, found in enumerate(predicted):
+        _check_boxes(f"detections of query {k}", found.xyxy, found.labels, n_way, found.scores)
+    for k, true in enumerate(truth):
+        _check_boxes(f"true boxes of query {k}", true.xyxy, true.labels, n_way, true.ignored)
+
+
+def _check_boxes(
+    what: str, xyxy: NDArray[Any], labels: NDArray[Any], n_way: int, marks: NDArray[Any]
+) -> None:
+    n = len(labels)
+    if xyxy.shape != (n, 4) or labels.shape != (n,) or marks.shape != (n,):
+        raise ContractError(
+            f"{what}: boxes {xyxy.shape}, labels {labels.shape}, and {marks.shape} besides; "
+            "expected (n, 4), (n,) and (n,)."
+        )
+    if not n:
+        return
+    if not (np.isfinite(xyxy).all() and np.isfinite(marks).all()):
+        raise ContractError(f"{what} hold NaN or infinite values.")
+    if (xyxy[:, 2:] < xyxy[:, :2]).any():
+        raise ContractError(
+            f"{what} have corners in the wrong order; expected x0, y0, x1, y1 with x0 <= x1 and "
+            "y0 <= y1."
+        )
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= n_way:
+        raise ContractError(
+            f"{what} have labels {labels.min()}...{labels.max()} ({labels.dtype}); expected whole "
+            f"numbers 0...{n_way - 1}."
+        )

@@ -230,8 +230,11 @@ def test_overlap_of_every_pair():
         ([found((0, 0, np.nan, 1), scores=[1.0])], "hold NaN"),
         ([found(A, scores=[np.inf])], "hold NaN or infinite"),
         ([found((10, 0, 0, 10), scores=[1.0])], "corners in the wrong order"),
-        ([found(A, scores=[1.0], labels=[1])], r"labels 1\.\.\.1; expected 0\.\.\.0"),
-        ([found(A, scores=[1.0, 2.0])], r"expected \(n, 4\) and \(n,\)"),
+        (
+            [found(A, scores=[1.0], labels=[1])],
+            r"labels 1\.\.\.1 \(int64\); expected whole numbers 0\.\.\.0",
+        ),
+        ([found(A, scores=[1.0, 2.0])], r"expected \(n, 4\), \(n,\) and \(n,\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(predicted, said):
