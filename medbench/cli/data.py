@@ -101,13 +101,14 @@ def get(names: tuple[str, ...], params: tuple[str, ...]) -> None:
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Such as size=64.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> None:
-    """Open datasets, decode every image, and report what is there.
+    """Open datasets, decode every image with its mask or boxes, and report what is there.
 
     \b
     Examples:
       medbench data check medmnist/retina
       medbench data check npz:mine.npz
       medbench data check csv:chest/index.csv --param label_column=view
+      medbench data check masks:nuclei --param kind=instance
     """
     import numpy as np
 

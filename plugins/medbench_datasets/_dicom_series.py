@@ -193,7 +193,8 @@ def _ordered(root: Path, group: Sequence[tuple[str, Any]]) -> tuple[list[int], f
     along = np.array([place for _, place in known]) @ np.cross(row, column)
     order = np.argsort(along, kind="stable").tolist()
     steps = np.diff(along[order])
-    step = float(np.median(steps))
+    # The lower of two middle ones: a gap beside a single step must not pass for the usual.
+    step = float(np.sort(steps)[(len(steps) - 1) // 2])
     if steps.min() < 1e-3:
         k = int(steps.argmin())
         raise DataError(
