@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 JOBS ?= auto
 
-.PHONY: help install demo test lint types perf clean
+.PHONY: help install demo test lint types perf gate gate-update clean
 
 help:
 	@echo "make demo   create the environment, run the quickstart suite offline, show its leaderboard"
 	@echo "make test   run the tests (with MEDBENCH_DATA set, those on real data too)"
 	@echo "make lint   ruff: style and formatting"
 	@echo "make types  mypy, strict"
+	@echo "make gate   run a tiny suite and compare it with the committed baseline (make gate-update writes it)"
 	@echo "make perf   benchmarks of speed (pytest-benchmark)"
 	@echo "make clean  remove the environment and caches; runs/ stays"
 
@@ -40,6 +41,15 @@ types: install
 
 perf: install
 	$(BIN)/python -m pytest tests/perf -o addopts=''
+
+# The baseline was measured on one machine; on others accuracy is compared and times are not.
+gate: install
+	$(BIN)/medbench run .ci/gate/suite.yaml --out runs/gate --workers 1 --device cpu
+	$(BIN)/medbench gate .ci/gate/baseline.json runs/gate --thresholds .ci/gate/thresholds.yaml --all
+
+gate-update: install
+	$(BIN)/medbench run .ci/gate/suite.yaml --out runs/gate --workers 1 --device cpu
+	$(BIN)/medbench gate .ci/gate/baseline.json runs/gate --thresholds .ci/gate/thresholds.yaml --update
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks dist build

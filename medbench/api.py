@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from medbench.network import Backbone
 
@@ -145,8 +145,9 @@ class Traits:
     ``images`` (`adapt` sees ``(n_support, C, H, W)``). ``transductive``: True, False, or a mapping
     from a parameter's name to the values with which the method is transductive. ``batched``: adapt
     and predict accept leading ``...`` dimensions; otherwise episodes are looped. ``meta_trains``:
-    it learns from source tasks before any test episode. ``adapts``: what adaptation changes, in
-    words (``nothing``, ``linear head``, ``all weights``).
+    it learns from source tasks before any test episode. ``parallel``: its meta-training shares the
+    tasks of a step between processes (see `TrainingRun.share`); otherwise one process trains.
+    ``adapts``: what adaptation changes, in words (``nothing``, ``linear head``, ``all weights``).
     """
 
     works_on: Literal["features", "maps", "images"]
@@ -155,6 +156,7 @@ class Traits:
     deterministic: bool = True
     batched: bool = False
     meta_trains: bool = False
+    parallel: bool = False
     task_kinds: tuple[TaskKind, ...] = ("classification",)
 
     def is_transductive(self, params: Mapping[str, object]) -> bool:
@@ -474,8 +476,11 @@ class Source(Protocol):
     ways: tuple[int, ...]
     """The numbers of classes that tasks of the protocol's training shape have, ascending."""
 
-    def tasks(self, step: int, count: int = 1) -> list[Task]:
-        """`count` tasks of the training shape for outer-loop step `step`."""
+    def tasks(self, step: int, count: int = 1, only: Sequence[int] | None = None) -> list[Task]:
+        """`count` tasks of the training shape for outer-loop step `step`.
+
+        With `only`, those of them with these numbers (0 to ``count - 1``); no others are read.
+        """
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """Images ``(size, C, H, W)`` and labels ``(size,)`` in ``0 ... n_classes - 1``.
@@ -506,7 +511,24 @@ class Budget:
 
 
 class TrainingRun(Protocol):
-    """The core's side of a meta-training: steps, validation, checkpoints, progress."""
+    """The core's side of a meta-training: steps, validation, checkpoints, progress.
+
+    Several processes, each with a GPU say, may share the tasks of every step, with the result of
+    one process to rounding. A trainer whose spec claims ``parallel`` does so with three calls:
+
+        for step in run.steps(state, images_per_step=n * source.images_per_task):
+            optimiser.zero_grad()
+            total, mine = 0.0, run.share(n)
+            for number, task in zip(mine, source.tasks(step, n, mine)):
+                run.reseed(number)
+                loss = self.loss(task) / n
+                loss.backward()
+                total += loss.item()
+            run.log(run.together(parameters, total))
+            optimiser.step()
+
+    All else is the same in all processes, and in one.
+    """
 
     budget: Budget
     seed: int
@@ -531,6 +553,25 @@ class TrainingRun(Protocol):
 
     def log(self, loss: float) -> None:
         """The loss of the current step. Raises `NonFinite`, naming the step, when it is not."""
+
+    def share(self, count: int) -> range:
+        """Which of the `count` tasks of a step this process learns from; all if it is alone.
+
+        There may be none.
+        """
+
+    def reseed(self, number: int) -> None:
+        """Seed torch's global random state for task `number` of the current step.
+
+        What the task draws then does not depend on the tasks before it, nor on the process.
+        """
+
+    def together(self, parameters: Iterable[nn.Parameter], loss: float) -> float:
+        """Add up, over processes, gradients of `parameters` in place, and `loss`; returns its sum.
+
+        Once a step, before the optimiser's. Running statistics of BatchNorm layers in the state are
+        merged too, as if one process had seen all tasks in order. Alone it changes nothing.
+        """
 
     def best(self) -> dict[str, Tensor]:
         """The state of the best validation (the last one without), as tensors on the CPU.

@@ -35,6 +35,8 @@ class Setting(msgspec.Struct, frozen=True, array_like=True):
     transductive: bool
     overlap: tuple[str, ...]
     licences: tuple[tuple[str, str], ...]
+    data: str
+    """The digest of the data that was tested on; empty where a record does not tell."""
 
 
 class Own(msgspec.Struct, array_like=True):
@@ -54,13 +56,19 @@ class Own(msgspec.Struct, array_like=True):
     scores_digest: str
     adaptation_s: float | None
     adaptation_p95_s: float | None
+    adaptation_iqr_s: float | None
     prediction_s: float | None
+    feature_s: float | None
     peak_host_bytes: float | None
     peak_host_added_bytes: float | None
     peak_device_bytes: float | None
+    peak_device_reserved_bytes: float | None
+    energy_j: float | None
     parameters_adapted: float | None
+    model_bytes: float | None
     train_s: float | None
     train_images: float | None
+    weights: str | None
 
 
 @dataclass(slots=True)
@@ -138,6 +146,18 @@ class Brief:
         return found[metric]
 
 
+class _Data(msgspec.Struct, frozen=True):
+    digest: str = ""
+
+
+class _Target(msgspec.Struct, frozen=True):
+    dataset: _Data = _Data()
+
+
+class _Parts(msgspec.Struct, frozen=True):
+    target: _Target = _Target()
+
+
 class _Document(msgspec.Struct):
     """The parts of a record's document that a brief needs; the others are skipped, not built."""
 
@@ -153,6 +173,8 @@ class _Document(msgspec.Struct):
     training: _Training | None = None
     overlap: list[str] = []
     licences: dict[str, str] = {}
+    backbone: dict[str, Any] = {}
+    ingredients: _Parts = _Parts()
     scores_file: str = ""
     scores_digest: str = ""
 
@@ -195,6 +217,9 @@ def _brief(document: _Document, path: Path) -> Brief:
     place = identity(cell)
     protocol, version, target, way, shot, backbone, algorithm, seed, label, other, sources = place
     training = document.training or _Training()
+    features = [
+        _number(costs, "times", f"{side}_feature_s", "median") for side in ("support", "query")
+    ]
     own = Own(
         name=path.name,
         key=str(document.key),
@@ -210,13 +235,19 @@ def _brief(document: _Document, path: Path) -> Brief:
         scores_digest=document.scores_digest,
         adaptation_s=_number(costs, "times", "adaptation_s", "median"),
         adaptation_p95_s=_number(costs, "times", "adaptation_s", "p95"),
+        adaptation_iqr_s=_number(costs, "times", "adaptation_s", "iqr"),
         prediction_s=_number(costs, "times", "prediction_s", "median"),
+        feature_s=None if None in features else sum(f for f in features if f is not None),
         peak_host_bytes=_number(costs, "memory", "peak_host_bytes"),
         peak_host_added_bytes=_number(costs, "memory", "peak_host_added_bytes"),
         peak_device_bytes=_number(costs, "memory", "peak_device_bytes"),
+        peak_device_reserved_bytes=_number(costs, "memory", "peak_device_reserved_bytes"),
+        energy_j=_number(costs, "energy", "episode_j"),
+        model_bytes=_number(document.backbone, "bytes"),
         parameters_adapted=_number(costs, "parameters_adapted"),
         train_s=_number(training.train_s),
         train_images=_number(training.images_seen),
+        weights=None if cell.get("weights") is None else str(cell["weights"]),
     )
     hardware = document.hardware.get("class")
     setting = Setting(
@@ -230,6 +261,7 @@ def _brief(document: _Document, path: Path) -> Brief:
         transductive=bool(document.traits.get("transductive")),
         overlap=tuple(document.overlap),
         licences=tuple(document.licences.items()),
+        data=document.ingredients.target.dataset.digest,
     )
     return Brief(str(path.parent), setting, own)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FAILURES = ("crash", "oom", "timeout", "non_finite", "contract", "unavailable")
+"""How a cell may fail: the statuses of records that are not ``ok``."""
+
 
 class MedbenchError(Exception):
     """Any error medbench raises on purpose; its text is one complete message for a person."""

@@ -184,4 +184,6 @@ def _traits(entry: Entry) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(
         json.dumps(dataclasses.asdict(entry.spec.traits), default=list)
     )
+    # How many processes may share a training is no part of what is learned.
+    del found["parallel"]
     return found

@@ -51,12 +51,14 @@ class Job:
 class Manner:
     """How a job is run, as plain data: nothing here changes its scores beyond rounding.
 
+    ``processes`` share a training whose method can, each with ``threads`` or a GPU.
     ``gpu`` is what ``CUDA_VISIBLE_DEVICES`` shall be, None to leave it. ``quiet`` is the folder of
     the locks that keep the device quiet for cost lanes (`medbench.quiet`). ``earlier`` tells of
     tries of the same job before this one.
     """
 
     threads: int = 1
+    processes: int = 1
     gpu: str | None = None
     quiet: str | None = None
     exclusive: bool = True

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medbench.api import Algorithm, Backbone, Predictor, Support, derive_seed
+from medbench.allocations import TensorBytes
+from medbench.api import Algorithm, Predictor, Support, derive_seed
 from medbench.backbones import inference_copy
+from medbench.bench import Bench
+from medbench.calibration import Calibration
+from medbench.contention import CoreWait
 from medbench.embed import ImageStore, View, features_of, form_of, forward, to_input
 from medbench.episodes import Block
 from medbench.errors import ContractError, NonFinite
 from medbench.measure import PeakMemory, clock
-from medbench.plugins import Entry, Registry
 from medbench.quiet import NOBODY, Quiet
-from medbench.tasks import Target
 from medbench.training import Progress
 
 WARM_UP_EPISODES = 2
@@ -33,19 +35,7 @@ _BLOCK_BYTES = 1 << 28
 # Predictions of the two lanes may differ where two classes tie to rounding, and nowhere else.
 LANES_MUST_AGREE = 0.98
 _INDUCTIVE_TOLERANCE = 1e-3
-
-
-@dataclass
-class Bench:
-    """The parts of one cell or training, built from its request."""
-
-    registry: Registry
-    target: Target
-    backbone: Backbone
-    entry: Entry
-    params: dict[str, Any]
-    device: torch.device
-    seed: int
+_COUNTED_EPISODE_S = 5.0
 
 
 class Lanes:
@@ -207,35 +197,47 @@ class Lanes:
         times: dict[str, list[float]] = {
             k: [] for k in ("support_feature_s", "adapt_s", "query_feature_s", "predict_s")
         }
+        waits: dict[str, list[float]] = {k: [] for k in ("adaptation_wait_s", "prediction_wait_s")}
         scores: list[Tensor] = []
         n_adapted = 0
+        wait = CoreWait()
 
-        def episode(i: int) -> tuple[list[float], Tensor, int]:
+        def episode(i: int) -> tuple[list[float], list[float], Tensor, int]:
             support_images = self._store.read(self._block.support[i])
             query_images = self._store.read(self._block.query[i])
+            waited = [wait.seconds()]
             marks = [clock(device)]
             support = self._support(self._seen(support_images), i, None)
             marks.append(clock(device))
             adapted = self._algorithm.adapt(support)
             marks.append(clock(device))
+            waited.append(wait.seconds())
             predictor = self._a_predictor(adapted)
             query = self._seen(query_images)
             marks.append(clock(device))
             result = predictor.predict(query)
             marks.append(clock(device))
+            waited.append(wait.seconds())
             checked = self._check(result, query, i)
-            return list(np.diff(marks)), checked, predictor.n_adapted
+            return list(np.diff(marks)), list(np.diff(waited)), checked, predictor.n_adapted
 
         for i in range(min(WARM_UP_EPISODES, n)):
             episode(i)
+        calibration = Calibration(device, wait)
+        calibration.sample()
         gc.collect()
         _trim()
         with PeakMemory(device) as peak:
             for i in range(n):
-                seconds, result, n_adapted = episode(i)
-                for name, value in zip(times, seconds, strict=True):
-                    times[name].append(value)
+                seconds, waited, result, n_adapted = episode(i)
+                for kept, values in ((times, seconds), (waits, waited)):
+                    for name, value in zip(kept, values, strict=True):
+                        kept[name].append(value)
                 scores.append(result)
+        calibration.sample()
+        tensors = self._tensor_bytes(episode, float(np.sum(list(times.values()))) / n)
+        wait_known = wait.known
+        wait.close()
         total_adapt = np.add(times["support_feature_s"], times["adapt_s"])
         total_predict = np.add(times["query_feature_s"], times["predict_s"])
         summary = {name: _spread(np.asarray(values)) for name, values in times.items()}
@@ -247,13 +249,28 @@ class Lanes:
                 "n_episodes": n,
                 "warm_up_episodes": WARM_UP_EPISODES,
                 "times": summary,
-                "memory": peak.as_dict(),
+                # What two runs are compared by, episode by episode; 0.1 microseconds are enough.
+                "episodes": {
+                    name: [round(v, 7) for v in values]
+                    for name, values in (times | (waits if wait_known else {})).items()
+                },
+                "calibration": calibration.as_dict(),
+                "memory": peak.as_dict() | tensors.as_dict(),
                 "parameters_adapted": int(n_adapted),
                 "network": form_of(self._embedder),
                 "load_average": load,
             },
             torch.stack(scores).numpy(),
         )
+
+    def _tensor_bytes(self, episode: Callable[[int], object], seconds: float) -> TensorBytes:
+        """What tensors take in one more episode, which is not timed."""
+        counted = TensorBytes()
+        # On a GPU its own allocator's peak is exact; a long episode would list millions of events.
+        if self._bench.device.type == "cpu" and seconds < _COUNTED_EPISODE_S:
+            with counted:
+                episode(0)
+        return counted
 
     def compare(self, fast: NDArray[np.float64], slow: NDArray[np.float64]) -> dict[str, float]:
         """Shares of equal predictions of the two lanes, for the record.

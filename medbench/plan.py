@@ -166,7 +166,11 @@ class _Combination:
             slug=f"{file}_seed{seed.value}"[:SLUG],
             ingredients={name: part.value for name, part in parts.items()},
             training_key=None,
-            request={**self._request, "seed": seed.value},
+            request={
+                **self._request,
+                "seed": seed.value,
+                "parallel": self._spec.traits.parallel,
+            },
         )
 
     @cached_property

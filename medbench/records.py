@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from medbench.errors import DataError, UsageError
+from medbench.errors import FAILURES, DataError, UsageError
 from medbench.files import atomic, bytes_digest, file_digest, write_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ SCHEMA = 1
 PLAN_FILE = "plan.json"
 # The longest file name of a job, before its key.
 SLUG = 150
-STATUSES = ("ok", "crash", "oom", "timeout", "non_finite", "contract", "unavailable")
+STATUSES = ("ok", *FAILURES)
 _REQUIRED = ("schema", "key", "status", "cell")
 _CELL = ("protocol", "protocol_version", "target", "way", "shot", "backbone", "algorithm", "seed")
 

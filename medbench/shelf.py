@@ -25,7 +25,7 @@ from medbench.records import PLAN_FILE, choose, record_files
 
 FILE = "records.json"
 # Raised when what is kept, or how it is computed, changes.
-VERSION = 1
+VERSION = 2
 # A file that changed this shortly before it was read may change again within one tick of the file
 # system's clock, and look the same.
 _SETTLED_NS = 2_000_000_000
@@ -34,6 +34,9 @@ _CHUNK = 64
 
 Stamp = tuple[int, int, int]
 Interval = tuple[float, float, float, int, int]
+# The verdicts of one table: algorithm and backbone of a row, and its verdict's values.
+Maybe = float | None
+Judged = list[tuple[str, str, str, Maybe, Maybe, Maybe, Maybe, Maybe, Maybe, Maybe]]
 _NO_FILE: Stamp = (0, 0, 0)
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,13 +56,15 @@ class _File(msgspec.Struct):
     cells: list[_Kept]
     # By metric: mean, ends, seeds and episodes of rows, by a hash of all they depend on.
     intervals: dict[str, dict[str, Interval]]
+    # By metric: verdicts of tables, by a hash of all they depend on.
+    verdicts: dict[str, dict[str, Judged]]
 
 
 class Shelf:
     """The records of one folder (a run's, or one of records), in brief.
 
     `briefs` are by file name, and `damaged` holds what is wrong with files that are no records.
-    `intervals` are what tables computed of the scores before.
+    `intervals` and `verdicts` are what tables computed of the scores before.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,6 +73,7 @@ class Shelf:
         self.briefs: dict[str, Brief] = {}
         self.damaged: dict[str, DataError] = {}
         self.intervals: dict[str, dict[str, Interval]] = {}
+        self.verdicts: dict[str, dict[str, Judged]] = {}
         self._settings: dict[Setting, Setting] = {}
         self._file = folder / "cache" / FILE if inside.is_dir() else None
         self._inside = inside if inside.is_dir() else folder
@@ -89,7 +95,7 @@ class Shelf:
             kept = {k.own.name: (k, settings[k.setting]) for k in found.cells}
         except (OSError, msgspec.DecodeError, IndexError):
             return {}
-        self.intervals = found.intervals
+        self.intervals, self.verdicts = found.intervals, found.verdicts
         return kept
 
     def _fill(self, names: Sequence[str], kept: Mapping[str, tuple[_Kept, Setting]]) -> None:
@@ -121,6 +127,7 @@ class Shelf:
 
     def _state(self) -> tuple[int, int, dict[str, set[str]]]:
         rows = {metric: set(known) for metric, known in self.intervals.items()}
+        rows |= {f"verdicts {metric}": set(known) for metric, known in self.verdicts.items()}
         return len(self.briefs), sum(b.verified for b in self.briefs.values()), rows
 
     def save(self) -> None:
@@ -135,7 +142,7 @@ class Shelf:
             for scores in [self._stamps.get(b.own.scores_file, _NO_FILE)]
             for settled in [self._settled(scores)]
         ]
-        data = _File(VERSION, list(self._settings.values()), cells, self.intervals)
+        data = _File(VERSION, list(self._settings.values()), cells, self.intervals, self.verdicts)
         with contextlib.suppress(OutputError):
             write_bytes(self._file, msgspec.json.encode(data))
 

@@ -65,10 +65,13 @@ class TaskSource:
         store = self._stores[id(one.opened.dataset)]
         return to_input(store.read(indices), self._spec, self._device)
 
-    def tasks(self, step: int, count: int = 1) -> list[Task]:
-        """`count` tasks for outer-loop step `step`; sources are drawn uniformly."""
+    def tasks(self, step: int, count: int = 1, only: Sequence[int] | None = None) -> list[Task]:
+        """`count` tasks for outer-loop step `step`, or some of them; sources are drawn uniformly.
+
+        Each is a function of seed and number alone.
+        """
         found = []
-        for t in range(step * count, (step + 1) * count):
+        for t in (step * count + i for i in (range(count) if only is None else only)):
             which = derive_seed("source", self._seed, t) % len(self._sets)
             one, shape = self._sets[which]
             found.append(self._task(one, one.train, shape, "train", t))

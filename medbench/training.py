@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medbench.api import Budget, Support, derive_seed
-from medbench.errors import ContractError, NonFinite
+from medbench.distributed import Group, RunningStatistics
+from medbench.errors import ContractError, DataError, NonFinite
 from medbench.files import atomic
 from medbench.source import TaskSource
 
@@ -42,13 +43,20 @@ class Run:
         validation_episodes: int,
         checkpoint: Path | None = None,
         progress: Progress = lambda fraction, text: None,
+        group: Group | None = None,
     ) -> None:
-        """`progress` is told the fraction done and a few words."""
+        """`progress` is told the fraction done and a few words.
+
+        Of a `group` of processes the first one validates, saves and keeps the curve.
+        """
         self.budget, self.seed, self.device = budget, seed, device
         self._source = source
         self._validation_episodes = validation_episodes
         self._checkpoint = checkpoint
         self._progress = progress
+        self._group = group or Group()
+        self._statistics = RunningStatistics(())
+        self._shared = False
         self._state: Mapping[str, Any] = {}
         self._best: dict[str, Tensor] = {}
         self._losses: list[float] = []
@@ -59,6 +67,7 @@ class Run:
         self.best_accuracy: float | None = None
         self.images_seen = 0
         self.n_steps = 0
+        self._step = 0
         self.seconds = 0.0
         self.resumed_at: list[int] = []
         self.notes: list[str] = []
@@ -72,22 +81,36 @@ class Run:
     ) -> Iterator[int]:
         """See `medbench.api.TrainingRun.steps`."""
         self._state = state
+        group = self._group
         total = max(1, math.ceil(self.budget.images / images_per_step))
         every = max(1, total // VALIDATIONS)
         curve_every = max(1, total // _CURVE_POINTS)
-        first = self._restore()
+        modules = [m for m in state.values() if isinstance(m, nn.Module)]
+        first = self._resume()
         started = saved = time.perf_counter()
         before = self.seconds
         for step in range(first, total):
             torch.manual_seed(derive_seed("step", self.seed, step))
-            self._logged = False
+            self._step = step
+            self._logged = self._shared = False
+            if group.world > 1:
+                self._statistics = RunningStatistics(modules)
             yield step
             if not self._logged:
                 raise ContractError(f"Step {step} ended without run.log(loss).")
+            if group.world > 1 and not self._shared:
+                raise ContractError(
+                    f"Step {step} ended without run.together: the spec claims parallel=True, and "
+                    "the processes learned apart. Call it, or do not claim that."
+                )
             self.n_steps = step + 1
             self.images_seen = self.n_steps * images_per_step
             self.seconds = before + time.perf_counter() - started
             last = step + 1 == total
+            if (step + 1) % every == 0 or last:
+                group.check_alike(self._tensors(), f"after step {step}")
+            if not group.first:
+                continue
             if validate is not None and ((step + 1) % every == 0 or last):
                 self._point(self._validate(validate))
             elif (step + 1) % curve_every == 0 or last:
@@ -118,10 +141,29 @@ class Run:
         self._latest = loss
         self._logged = True
 
+    def share(self, count: int) -> range:
+        """See `medbench.api.TrainingRun.share`."""
+        return self._group.share(count)
+
+    def reseed(self, number: int) -> None:
+        """See `medbench.api.TrainingRun.reseed`."""
+        torch.manual_seed(derive_seed("task", self.seed, self._step, number))
+
+    def together(self, parameters: Iterable[nn.Parameter], loss: float) -> float:
+        """See `medbench.api.TrainingRun.together`."""
+        self._shared = True
+        found = self._group.add_up(parameters, loss)
+        self._statistics.merge(self._group)
+        return found
+
     def best(self) -> dict[str, Tensor]:
         """See `medbench.api.TrainingRun.best`."""
+        if not self._group.first and self.n_steps:
+            self._best = {k: v.detach().cpu().clone() for k, v in self._tensors().items()}
         if not self._best:
             raise ContractError("run.best() was called before run.steps() had ended.")
+        # In one order: what came from a checkpoint has another than what was just kept.
+        self._group.from_first(self._best[name] for name in sorted(self._best))
         self._load_into(self._best)
         return {k: v.clone() for k, v in self._best.items()}
 
@@ -231,6 +273,22 @@ class Run:
         data = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         with atomic(self._checkpoint) as temporary:
             save_file(data, temporary, metadata={"medbench": json.dumps(meta)})
+
+    def _resume(self) -> int:
+        """The first step; the first process says whether a checkpoint serves."""
+        group = self._group
+        first = self._restore() if group.first else 0
+        if group.world == 1:
+            return first
+        decided = int(group.sum(torch.tensor([first])))
+        if not group.first and decided and self._restore() != decided:
+            raise DataError(
+                f"Process {group.rank + 1} of {group.world} could not read the checkpoint that the "
+                f"first one goes on from, {self._checkpoint}: {'; '.join(self.notes)}."
+            )
+        group.wait()  # the first process may write the next checkpoint from here on
+        group.from_first(self._tensors().values())
+        return decided
 
     def _restore(self) -> int:
         if self._checkpoint is None or not self._checkpoint.exists():

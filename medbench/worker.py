@@ -6,52 +6,44 @@ The only place that shows images to an algorithm. Query labels stay here: adapta
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
+import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from medbench import metrics
-from medbench.api import Algorithm, Budget, Place, derive_seed
-from medbench.backbones import build_backbone, load_weights
-from medbench.config import AlgorithmRef, BackboneRef
+from medbench.api import Algorithm, Place
+from medbench.backbones import load_weights
+from medbench.bench import Bench, build_bench, make, settle
+from medbench.crew import Crew, Lost
 from medbench.embed import weights_digest
 from medbench.episodes import Block
 from medbench.episodes import digest as episodes_digest
 from medbench.errors import (
     ContractError,
     DataError,
-    MedbenchError,
-    NonFinite,
     OutputError,
-    PluginError,
     Unavailable,
-    UsageError,
 )
-from medbench.files import atomic, file_digest, write_json
+from medbench.faults import describe, status_of
+from medbench.files import file_digest
 from medbench.jobs import STAGE_BEGAN, WAITING, Folders, Job, Manner, header, now, write_failure
-from medbench.lanes import Bench, Lanes
-from medbench.measure import PeakMemory, clock, hardware, pick_device, versions
+from medbench.lanes import Lanes
+from medbench.measure import hardware, versions
 from medbench.multilabel import BinaryRelevance
-from medbench.plan import adapt_params, train_params
-from medbench.plugins import Entry, load_factory, registry, resolve_params
-from medbench.protocols import load_protocol
+from medbench.plan import adapt_params
 from medbench.quiet import Quiet
 from medbench.records import write_record
-from medbench.source import TaskSource
-from medbench.tasks import Target, alone, resolve
-from medbench.training import Progress, Run
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+from medbench.tasks import Target
+from medbench.training import Progress
+from medbench.training_job import assist, run_training
 
 Stage = Callable[[str], None]
 Scores = NDArray[np.float64]
@@ -61,14 +53,11 @@ def execute(job: Job, out: Path, place: Place, manner: Manner, progress: Progres
     """Run a job and leave its record, whatever happens in it.
 
     Only what the operating system does to this process (a kill) leaves no record; the engine then
-    writes one in its place.
+    writes one in its place. A training whose method can is shared by as many processes as `manner`
+    says, of which this one starts the others.
     """
     folders = Folders(out)
-    torch.set_num_threads(manner.threads)
-    _keep_freed_memory()
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
+    settle(manner.threads)
     stage = "start"
 
     def enter(name: str) -> None:
@@ -86,171 +75,36 @@ def execute(job: Job, out: Path, place: Place, manner: Manner, progress: Progres
         progress(fraction, text)
         quiet.pause()
 
+    def give_up(lost: Lost) -> None:
+        write_failure(job, folders, lost.status, lost.stage, lost.message, manner.earlier)
+        os._exit(1)
+
+    crew: Crew | None = None
+
+    def gather() -> Crew:
+        nonlocal crew
+        crew = Crew(manner.processes, assist, (job, out, place, manner.threads), give_up)
+        return crew
+
     try:
         with Quiet(
             Path(manner.quiet) if manner.quiet else None, exclusive=manner.exclusive, told=waiting
         ) as quiet:
             if job.kind == "training":
-                _run_training(job, folders, place, step, enter, manner)
+                run_training(job, folders, place, step, enter, manner, gather)
             else:
                 _run_cell(job, folders, place, step, enter, manner, quiet)
     except OutputError:
         raise  # a full disk is the run's trouble, not this cell's
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        write_failure(job, folders, status_of(error), stage, describe(error), manner.earlier)
-
-
-def status_of(error: BaseException) -> str:
-    """The record's status for an exception."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    ):
-        return "oom"
-    if isinstance(error, NonFinite):
-        return "non_finite"
-    if isinstance(error, ContractError):
-        return "contract"
-    if isinstance(error, Unavailable | DataError | UsageError | PluginError):
-        return "unavailable"
-    return "crash"
-
-
-def describe(error: BaseException) -> str:
-    """One line about an exception."""
-    if isinstance(error, MedbenchError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-# --- what both kinds of job need -----------------------------------------------------------------
-
-
-def _bench(job: Job, place: Place) -> Bench:
-    request = job.request
-    found = registry()
-    protocol, _ = load_protocol(found, request["protocol"])
-    name, shot = request["target_dataset"], request["shot"]
-    if job.kind == "cell":
-        target = alone(found, protocol, place, name, shot)
-    else:
-        allowed = request["non_commercial"]
-        resolved = resolve(
-            found, protocol, place, non_commercial=allowed, shots=[shot], targets=[name]
+        lost = crew.cause(error) if crew else None
+        told = (
+            (lost.status, lost.stage, lost.message)
+            if lost
+            else (status_of(error), stage, describe(error))
         )
-        target = next(t for t in resolved.targets if t.dataset_id == name)
-    backbone_ref = BackboneRef(**request["backbone"])
-    algorithm_ref = AlgorithmRef(**request["algorithm"])
-    device = pick_device(request["device"])
-    backbone = build_backbone(
-        found,
-        backbone_ref,
-        image_size=protocol.image_size,
-        channels=protocol.channels,
-        seed=request["seed"],
-    )
-    entry = found.get("algorithms", algorithm_ref.name)
-    return Bench(
-        found,
-        target,
-        backbone.to(device),
-        entry,
-        resolve_params(entry, algorithm_ref.params),
-        device,
-        request["seed"],
-    )
-
-
-def _make(entry: Entry, params: Mapping[str, Any], path: str | None = None) -> Any:
-    factory = load_factory(entry, path)
-    try:
-        return factory(**params)
-    except MedbenchError:
-        raise
-    except TypeError as error:
-        raise ContractError(
-            f"{entry.name} of {entry.origin()}: {path or entry.spec.factory} does not take the "
-            f"parameters of its spec ({', '.join(params) or 'none'}): {error}"
-        ) from error
-
-
-# --- meta-training -------------------------------------------------------------------------------
-
-
-def _run_training(
-    job: Job, folders: Folders, place: Place, progress: Progress, enter: Stage, manner: Manner
-) -> None:
-    folder = folders.training(job)
-    enter("load")
-    bench = _bench(job, place)
-    protocol, spec = bench.target.protocol, bench.entry.spec
-    ref = AlgorithmRef(**job.request["algorithm"])
-    trainer = (
-        _make(bench.entry, train_params(bench.entry, ref), spec.trainer)
-        if spec.trainer
-        else _make(bench.entry, bench.params)
-    )
-    shape = {k: bench.params.get(f"train_{k}") for k in ("way", "shot", "query")}
-    source = TaskSource(bench.target.sources, bench.backbone.input, bench.device, bench.seed, shape)
-    images = int(job.request["budget_images"])
-    run = Run(
-        budget=Budget(images=images, episodes=images // source.images_per_task),
-        seed=bench.seed,
-        device=bench.device,
-        source=source,
-        validation_episodes=protocol.validation_episodes,
-        checkpoint=folder / "checkpoint.safetensors",
-        progress=progress,
-    )
-    enter("meta_train")
-    torch.manual_seed(derive_seed("meta-train", bench.seed))
-    start = clock(bench.device)
-    with PeakMemory(bench.device) as peak:
-        learned = trainer.meta_train(bench.backbone, source, run)
-    elapsed = clock(bench.device) - start
-    _check_learned(learned, spec.name)
-    enter("save")
-    with atomic(folder / "learned.safetensors") as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in learned.items()}, temporary)
-    write_json(
-        folder / "training.json",
-        {
-            "key": job.key,
-            "title": job.title,
-            "status": "ok",
-            # What the steps took, over all resumptions, or all of it for a trainer without steps.
-            "train_s": run.seconds or elapsed,
-            "learned_bytes": (folder / "learned.safetensors").stat().st_size,
-            "learned_digest": file_digest(folder / "learned.safetensors"),
-            "images_seen": run.images_seen,
-            "steps": run.n_steps,
-            "budget_images": images,
-            "selected_step": run.best_step,
-            "val_accuracy": run.best_accuracy,
-            "curve": run.curve,
-            "resumed_at": run.resumed_at,
-            "earlier_tries": list(manner.earlier),
-            "notes": run.notes,
-            "memory": peak.as_dict(),
-            "sources": [s.id for s in bench.target.sources],
-            "ingredients": job.ingredients,
-            "hardware": hardware(bench.device),
-            "versions": versions(),
-            "created": now(),
-        },
-    )
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-
-
-def _check_learned(learned: Any, name: str) -> None:
-    if not isinstance(learned, Mapping) or not all(isinstance(v, Tensor) for v in learned.values()):
-        raise ContractError(f"{name}: meta_train must return named tensors.")
-    for key, tensor in learned.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NonFinite(f"{name}: the learned tensor {key} is not finite.")
-
-
-# --- cells ---------------------------------------------------------------------------------------
+        write_failure(job, folders, *told, manner.earlier)
 
 
 def _run_cell(
@@ -263,7 +117,7 @@ def _run_cell(
     quiet: Quiet,
 ) -> None:
     enter("load")
-    bench = _bench(job, place)
+    bench = build_bench(job, place)
     target = bench.target
     counts = {k: int(job.request[k]) for k in ("episodes", "cost_episodes")}
     block = target.pool.draw(target.shape, target.episode_key, 0, counts["episodes"])
@@ -286,7 +140,7 @@ def _run_cell(
     backbone.eval()
     rest = {k: v.to(bench.device) for k, v in learned.items() if not k.startswith("backbone.")}
     before = weights_digest(backbone)
-    algorithm = _make(bench.entry, adapt_params(bench.entry, bench.params))
+    algorithm = make(bench.entry, adapt_params(bench.entry, bench.params))
     if not isinstance(algorithm, Algorithm):
         raise ContractError(
             f"{bench.entry.name}: the factory returned {type(algorithm).__name__}, and a "
@@ -393,7 +247,8 @@ def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, A
         "resumed_at",
         "notes",
     )
-    return load_file(weights), {k: record[k] for k in keep}
+    told = {k: record[k] for k in keep} | {"processes": record.get("processes", 1)}
+    return load_file(weights), told
 
 
 def _licences(bench: Bench, job: Job) -> dict[str, str]:
@@ -423,12 +278,3 @@ def _overlap(bench: Bench, job: Job) -> list[str]:
     elif job.request["backbone"]["weights"] != "random":
         found.append("weights from a file: what they were trained on is not known")
     return found
-
-
-def _keep_freed_memory() -> None:
-    # glibc gives large blocks back to the system at every free, and the kernel clears their pages
-    # anew at every allocation: half the time of a training step of conv4 on a CPU.
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            libc.mallopt(option, 1 << 30)

@@ -58,7 +58,10 @@ def distribute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dist
             (site / f"{file}.py").write_text(textwrap.dedent(text))
             made.append(file)
         monkeypatch.syspath_prepend(str(site))
-        monkeypatch.setenv("PYTHONPATH", str(site))
+        before = os.environ.get("PYTHONPATH", "")
+        monkeypatch.setenv(
+            "PYTHONPATH", os.pathsep.join([str(site), before] if before else [str(site)])
+        )
         plugins.registry.cache_clear()
         sourcecode.source_digest.cache_clear()
         return site

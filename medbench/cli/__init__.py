@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -16,10 +17,18 @@ _COMMANDS = {
     "run": ("medbench.cli.run", "Run a suite: what is missing of it, resuming where it stopped."),
     "leaderboard": ("medbench.cli.board", "Show a leaderboard from the records of runs."),
     "retry": ("medbench.cli.run", "Run again what failed of a run."),
-    "status": (
-        "medbench.cli.status",
-        "Say what a run has done, and what is missing or stale.",
+    "status": ("medbench.cli.status", "Say what a run has done, and what is missing or stale."),
+    "compare": ("medbench.cli.compare", "Compare two algorithms on the episodes they share."),
+    "board": ("medbench.cli.publish", "Publish leaderboards: make, add records, build, check."),
+    "export": ("medbench.cli.export", "Write records as one tidy Parquet or CSV table."),
+    "reproduce": ("medbench.cli.rerun", "Run the cell of a record again and compare."),
+    "verify": ("medbench.cli.rerun", "Run a random sample of recorded episodes again."),
+    "gate": (
+        "medbench.cli.gate",
+        "Fail when a run is less accurate, slower or hungrier than before.",
     ),
+    "bench": ("medbench.cli.bench", "Measure this code and another version of it in turns."),
+    "history": ("medbench.cli.history", "Find when scores and times changed, over many runs."),
     "list": ("medbench.cli.show", "List datasets, backbones, algorithms, protocols or suites."),
     "info": ("medbench.cli.show", "Show all about one of them: parameters, traits, citation."),
     "plugins": ("medbench.cli.show", "List plugin distributions, and why one was left out."),
@@ -81,6 +90,18 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: every expected error is one message on standard error and an exit code."""
+    if arguments is None:  # this process is ours
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _main(arguments)
+    except KeyboardInterrupt:
+        if arguments is None:
+            _leaving()
+        click.echo("medbench: stopped.", err=True)
+        sys.exit(130)
+
+
+def _main(arguments: list[str] | None) -> None:
     try:
         code = cli.main(args=arguments, prog_name="medbench", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -90,14 +111,19 @@ def main(arguments: list[str] | None = None) -> Any:
         error.show()
         sys.exit(2)
     except click.Abort:
-        sys.exit(130)
+        raise KeyboardInterrupt from None
     except MedbenchError as error:
+        if error.exit_code == 130 and arguments is None:
+            _leaving()
         click.echo(f"medbench: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("medbench: stopped.", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         # The reader of a pipe went away (| head); nothing is wrong here.
         sys.stderr.close()
         sys.exit(0)
+
+
+def _leaving() -> None:
+    # Everything is put away by now: a signal more would only show where Python was on its way out.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medbench.cli.engine import EngineOptions, engine_options
-from medbench.cli.plans import count, device_name, make_plan
-from medbench.errors import UsageError
+from medbench.cli.plans import count, make_plan
+from medbench.errors import FAILURES, UsageError
 
 if TYPE_CHECKING:
     from medbench.config import Suite
     from medbench.engine.coordinator import Outcome
     from medbench.plan import Plan
-
-# Statuses of records that are not ok; `medbench.records` would take pyarrow along.
-FAILED = ("crash", "oom", "timeout", "non_finite", "contract", "unavailable")
 
 
 @click.command("run")
@@ -63,7 +60,7 @@ def run_command(
     loaded, values = load_suite(suite, found, settings)
     for fault in found.faults:
         engine.say(f"plugin left out: {fault}")
-    plan = _select(make_plan(loaded, device_name(engine.device), engine.quiet), only)
+    plan = _select(make_plan(loaded, engine.device_type, engine.quiet), only)
     for text in plan.left_out:
         engine.say(f"{text}. ('medbench data get NAME' downloads a dataset.)")
     out = out or Path("runs") / loaded.name
@@ -71,14 +68,14 @@ def run_command(
         _print_plan(plan, out)
         return 0
     _same_suite(out, loaded.name)
-    return _run(loaded, values, plan, out, engine, FAILED if retry_failed else ())
+    return _run(loaded, values, plan, out, engine, FAILURES if retry_failed else ())
 
 
 @click.command("retry")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--failed", is_flag=True, help="All cells that failed: the default.")
 @click.option(
-    "--status", "statuses", multiple=True, type=click.Choice(FAILED), help="Only these failures."
+    "--status", "statuses", multiple=True, type=click.Choice(FAILURES), help="Only these failures."
 )
 @click.option("--only", multiple=True, metavar="TEXT", help="Cells whose title holds TEXT (glob).")
 @engine_options
@@ -105,8 +102,8 @@ def retry_command(
         raise UsageError("--failed means all failures, and --status names some: give one of them.")
     path = suite_of(folder)
     loaded, values = load_suite(str(path), registry())
-    plan = _select(make_plan(loaded, device_name(engine.device), engine.quiet), only)
-    return _run(loaded, values, plan, folder, engine, statuses or FAILED)
+    plan = _select(make_plan(loaded, engine.device_type, engine.quiet), only)
+    return _run(loaded, values, plan, folder, engine, statuses or FAILURES)
 
 
 def suite_of(folder: Path) -> Path:

@@ -179,6 +179,8 @@ def _describe(entry: Entry) -> str:
         facts["task kinds"] = ", ".join(traits.task_kinds)
         facts["adapts"] = traits.adapts
         facts["meta-trains"] = "yes" if traits.meta_trains else "no"
+        if traits.parallel:
+            facts["meta-trains"] += ", and processes can share it (run --training-processes)"
         facts["transductive"] = (
             " or ".join(
                 f"when {k} is {' or '.join(map(str, v))}" for k, v in traits.transductive.items()

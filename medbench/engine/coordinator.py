@@ -92,7 +92,12 @@ def run_plan(
     with locked(out / ".lock", wait=False), _signals():
         write_bytes(out / "suite.yaml", suite_text.encode())
         write_json(out / PLAN_FILE, _planned(out) | {job.slug: job.key for job in plan.cells})
-        run = _Run(plan, registry, out, executor, retries, retry, watch)
+        try:
+            executor.open()
+            run = _Run(plan, registry, out, executor, retries, retry, watch)
+        except BaseException:
+            executor.stop()
+            raise
         return run.run()
 
 
@@ -156,6 +161,7 @@ class _Run:
             else:
                 self._done_before[job.key] = (status, error)
         self._waiting = Waiting(longest_first(trainings, self._folders), cells)
+        # Tries that go before what waits.
         self._again: deque[Attempt] = deque()
         self._running: dict[str, Attempt] = {}
         self._titles = {job.key: job.title for job in plan.trainings}
@@ -163,6 +169,7 @@ class _Run:
 
     def run(self) -> Outcome:
         if not self._waiting:
+            self._executor.stop()
             return self._outcome
         try:
             for key, (status, error) in self._done_before.items():
@@ -181,14 +188,16 @@ class _Run:
         return self._outcome
 
     def _start(self) -> None:
-        while self._executor.free() > 0:
-            if self._again:
-                attempt = self._again.popleft()
-            else:
+        while True:
+            if not self._again:
                 job = self._waiting.take()
                 if job is None:
                     return
-                attempt = Attempt(job)
+                self._again.append(Attempt(job))
+            # A job that needs several slots is not overtaken, or it might wait for ever.
+            if not self._executor.has_room(self._again[0].job):
+                return
+            attempt = self._again.popleft()
             self._running[attempt.job.key] = attempt
             where = self._executor.start(attempt)
             self._pulse.started(attempt.job, where)

@@ -51,12 +51,20 @@ class Executor(Protocol):
 
     n_slots: int
 
-    def free(self) -> int:
-        """How many more jobs may be started now."""
+    def open(self) -> None:
+        """Get ready, once the run's folder is this run's alone: before anything is read there.
+
+        Ends jobs that an earlier run left somewhere, and fetches what is recorded elsewhere.
+        Raises `Unavailable` or `UsageError` when jobs cannot run there.
+        """
+        ...
+
+    def has_room(self, job: Job) -> bool:
+        """Whether a job may be started now."""
         ...
 
     def start(self, attempt: Attempt) -> str:
-        """Start a job, and say where, in a word or two."""
+        """Start a job for which there is room, and say where, in a word or two."""
         ...
 
     def wait(self) -> Sequence[Told | Ended]:

@@ -24,7 +24,7 @@ from medbench.engine.executor import Attempt, Ended, Lost, Told
 from medbench.engine.memory import Guard
 from medbench.engine.reaper import Reaper
 from medbench.engine.slots import Slot
-from medbench.errors import OutputError, Unavailable
+from medbench.errors import OutputError, Unavailable, UsageError
 from medbench.files import output_error
 from medbench.jobs import WAITING, Folders, Job, Manner
 from medbench.quiet import quiet_folder
@@ -37,7 +37,7 @@ _OUTPUT_TROUBLE = 75
 @dataclass
 class _Running:
     attempt: Attempt
-    slot: Slot
+    slots: Sequence[Slot]
     stamp: tuple[int, int]
     process: Any
     pipe: connection.Connection
@@ -69,37 +69,63 @@ class LocalExecutor:
         slots: Sequence[Slot],
         *,
         threads: int = 1,
+        training_processes: int = 1,
         timeouts: Mapping[str, float],
         memory_bytes: int | None = None,
         exclusive: bool = True,
         quiet: Path | None = None,
+        shared: bool = False,
     ) -> None:
-        """`quiet`: where the locks of cost lanes lie [by the name of `out`]."""
+        """`quiet`: where the locks of cost lanes lie [by the name of `out`].
+
+        `shared`: other executors run jobs on this machine too.
+
+        `training_processes` share a training whose method can, each in a slot of its own. Raises
+        `UsageError` when there are not so many GPUs.
+        """
+        gpus = {slot.gpu for slot in slots} - {None}
+        if gpus and training_processes > len(gpus):
+            raise UsageError(
+                f"--training-processes {training_processes} needs as many GPUs, and this run has "
+                f"{len(gpus)}. Name more with --gpus, or share a training among fewer."
+            )
         self.n_slots = len(slots)
+        self._training_processes = training_processes
         self._out, self._place = out, place
         self._slots = list(slots)
         self._threads, self._timeouts, self._exclusive = threads, timeouts, exclusive
         self._quiet = quiet
         self._folders = Folders(out)
-        self._guard = Guard(memory_bytes)
+        self._guard = Guard(memory_bytes, shared=shared)
         self._running: list[_Running] = []
         self._context = multiprocessing.get_context("forkserver")
         self._reaper: Reaper | None = None
 
-    def free(self) -> int:
-        """See `medbench.engine.executor.Executor.free`."""
-        return len(self._slots)
+    def open(self) -> None:
+        """See `medbench.engine.executor.Executor.open`."""
+
+    def has_room(self, job: Job) -> bool:
+        """See `medbench.engine.executor.Executor.has_room`."""
+        return self._free_for(job) is not None
 
     def start(self, attempt: Attempt) -> str:
         """See `medbench.engine.executor.Executor.start`."""
         if self._reaper is None:
             self._prepare_server(attempt.job)
             self._reaper = Reaper()
-        job, slot = attempt.job, self._slots.pop(0)
-        quiet = self._quiet / slot.device if self._quiet else quiet_folder(self._out, slot.device)
+        job = attempt.job
+        slots = self._free_for(job)
+        assert slots, "there is no room"
+        for slot in slots:
+            self._slots.remove(slot)
+        device = slots[0].device
+        # A training on several GPUs disturbs whoever measures on any of them.
+        shared = "gpus" if slots[0].gpu and self._training_processes > 1 else device
+        quiet = self._quiet / shared if self._quiet else quiet_folder(self._out, shared)
         manner = Manner(
             threads=self._threads,
-            gpu=slot.gpu,
+            processes=self._training_processes,
+            gpu=",".join(slot.gpu for slot in slots if slot.gpu) or None,
             quiet=str(quiet),
             exclusive=self._exclusive,
             episodes_per_block=attempt.episodes_per_block,
@@ -118,8 +144,20 @@ class LocalExecutor:
         self._reaper.watch(process.pid)
         writer.close()
         now = time.monotonic()
-        self._running.append(_Running(attempt, slot, stamp, process, reader, now, now))
-        return slot.device
+        self._running.append(_Running(attempt, slots, stamp, process, reader, now, now))
+        return device if len(slots) == 1 else f"{len(slots)} x {device}"
+
+    def _free_for(self, job: Job) -> list[Slot] | None:
+        """The slots that a job would take; None when there are not enough now."""
+        if job.kind == "cell" or not job.request["parallel"]:
+            return self._slots[:1] or None
+        by_gpu: dict[str | None, Slot] = {}
+        for slot in self._slots:
+            by_gpu.setdefault(slot.gpu, slot)
+        # Each process wants a GPU of its own; on the CPU one slot is like another.
+        free = list(by_gpu.values()) if None not in by_gpu else self._slots
+        count = min(self._training_processes, self.n_slots)
+        return free[:count] if len(free) >= count else None
 
     def wait(self) -> Sequence[Told | Ended]:
         """See `medbench.engine.executor.Executor.wait`."""
@@ -206,7 +244,7 @@ class LocalExecutor:
             self._reaper.forget(process.pid)
         running.pipe.close()
         self._running.remove(running)
-        self._slots.append(running.slot)
+        self._slots += running.slots
         if running.fatal or process.exitcode == _OUTPUT_TROUBLE:
             raise OutputError(running.fatal or f"{job.title}: the output could not be written.")
         lost = self._obituary(running)

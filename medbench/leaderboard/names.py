@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMATS = ("table", "md", "csv", "json")
+FORMATS = ("table", "md", "csv", "json", "latex")
 # The metrics of `medbench.metrics`, in its order, as tables print them.
 METRICS = {
     "accuracy": "accuracy",
@@ -15,3 +15,10 @@ METRICS = {
     "grade_error": "grade error",
     "kappa": "weighted kappa",
 }
+# Of these less is better.
+LOWER = ("nll", "ece", "grade_error")
+# Printed as they are; the others are shares, printed in per cent.
+RAW = ("nll", "grade_error", "kappa")
+INTERVALS = ("percentile", "bca")
+# The smallest difference that would matter to a user, in the metric's unit.
+MATTERS = 0.01

@@ -8,89 +8,39 @@ import statistics
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from medbench.briefs import Brief, Setting, brief_of
-from medbench.leaderboard.intervals import Intervals, RowKey
+from medbench.leaderboard.costs import ladder, with_fronts
+from medbench.leaderboard.failures import over_datasets, worst_case
+from medbench.leaderboard.intervals import Findings, Intervals
+from medbench.leaderboard.model import Board, Row, RowKey, Table, Verdict
+from medbench.leaderboard.names import LOWER, MATTERS
 from medbench.records import Record
-from medbench.shelf import Interval, spread
+from medbench.shelf import Interval, Judged, spread
 from medbench.stats import Estimate
+
+__all__ = ["Board", "Row", "Table", "build_board"]
 
 _COSTS = (
     "adaptation_s",
     "adaptation_p95_s",
+    "adaptation_iqr_s",
     "prediction_s",
+    "feature_s",
     "peak_host_bytes",
     "peak_host_added_bytes",
     "peak_device_bytes",
+    "peak_device_reserved_bytes",
+    "energy_j",
     "parameters_adapted",
+    "model_bytes",
     "train_s",
     "train_images",
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table; costs are medians over seeds of what each cell measured."""
-
-    algorithm: str
-    backbone: str
-    transductive: bool
-    score: Estimate | None
-    n_ok: int
-    n_failed: int
-    failures: Mapping[str, int]
-    errors: tuple[str, ...]
-    n_episodes: int
-    adaptation_s: float | None = None
-    adaptation_p95_s: float | None = None
-    prediction_s: float | None = None
-    peak_host_bytes: float | None = None
-    peak_host_added_bytes: float | None = None
-    peak_device_bytes: float | None = None
-    parameters_adapted: float | None = None
-    train_s: float | None = None
-    train_images: float | None = None
-    overlap: tuple[str, ...] = ()
-    targets_ok: int = 1
-    targets: int = 1
-    mean_rank: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of one target, or of all targets of one protocol (``target`` is empty)."""
-
-    protocol: str
-    target: str
-    way: int | None
-    shot: int | None
-    sources: tuple[str, ...]
-    hardware: str
-    metric: str
-    rows: tuple[Row, ...]
-    budgets: tuple[str, ...] = ()
-
-    @property
-    def title(self) -> str:
-        """What the table compares, in one line."""
-        if not self.target:
-            return f"{self.protocol}: overall"
-        return f"{self.protocol}: {self.target}, {self.way}-way {self.shot}-shot"
-
-
-@dataclass(frozen=True)
-class Board:
-    """All tables, and what a reader must know to judge them."""
-
-    tables: tuple[Table, ...]
-    licences: Mapping[str, str]
-    n_records: int
-    metric: str
-    covers: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -103,6 +53,7 @@ class _Place:
     target: str
     way: int
     shot: int
+    data: str
 
 
 def build_board(
@@ -110,29 +61,46 @@ def build_board(
     metric: str = "accuracy",
     known: Mapping[str, Interval] | None = None,
     used: MutableMapping[str, Interval] | None = None,
+    *,
+    method: Literal["percentile", "bca"] = "percentile",
+    matters: float = MATTERS,
+    known_verdicts: Mapping[str, Judged] | None = None,
+    used_verdicts: MutableMapping[str, Judged] | None = None,
 ) -> Board:
     """Group records into tables: per target and shot, then overall for every protocol.
 
-    Rows that were trained on other sources, or timed on other hardware, stand in other tables.
-    Intervals found among the `known` ones are not computed again; those of this board are put
-    into `used`. Raises `DataError` for records without `metric`, or whose scores were changed.
+    Rows that were trained on other sources, tested on other data, or timed on other hardware,
+    stand in other tables. Intervals and verdicts found among the `known` ones are not computed
+    again; those of this board are put into `used`. `matters` is the smallest difference that
+    would matter. Raises `DataError` for records without `metric`, or whose scores were changed.
     """
     briefs = [r if isinstance(r, Brief) else brief_of(r) for r in records]
     groups = _grouped(briefs)
-    intervals = Intervals(metric, known or {}, {} if used is None else used)
-    order = sorted(
-        groups, key=lambda p: (p.protocol, p.target, p.way, p.shot, str(p.sources), p.hardware)
+    intervals = Intervals(
+        metric,
+        known or {},
+        {} if used is None else used,
+        method,
+        known_verdicts or {},
+        {} if used_verdicts is None else used_verdicts,
     )
+    order = sorted(
+        groups,
+        key=lambda p: (p.protocol, p.target, p.way, p.shot, str(p.sources), p.hardware, p.data),
+    )
+    variants: dict[tuple[str, str], set[str]] = defaultdict(set)
     protocols: dict[tuple[str, str], list[_Place]] = defaultdict(list)
     for place in order:
         protocols[place.protocol, place.hardware].append(place)
+        variants[place.protocol, place.target].add(place.data)
     tables: dict[_Place, Table] = {}
     totals: list[Table] = []
     for (protocol, hardware), places in protocols.items():
         rows = [groups[p] for p in places]
-        alone, overall = intervals.estimates([_complete(r) for r in rows])
-        for place, members, found in zip(places, rows, alone, strict=True):
-            lines = _rows([members], found)
+        complete = [_complete(r) for r in rows]
+        found = intervals.findings(complete)
+        for i, place in enumerate(places):
+            lines = _rows([rows[i]], found.alone[i], found.verdicts[i], metric)
             tables[place] = Table(
                 protocol,
                 place.target,
@@ -141,11 +109,15 @@ def build_board(
                 place.sources,
                 hardware,
                 metric,
-                lines,
+                tuple(_placed(lines, metric)),
+                # Named only where one target was tested on different data.
+                data=place.data if len(variants[protocol, place.target]) > 1 else "",
+                n_pairs=_n_pairs(found.verdicts[i]),
+                within=ladder(lines, metric),
             )
         if len(places) > 1:
-            lines = tuple(_ranked(_rows(rows, overall), [tables[p] for p in places]))
-            totals.append(Table(protocol, "", None, None, (), hardware, metric, lines))
+            names = [p.target for p in places]
+            totals += _totals(intervals, rows, complete, found, [tables[p] for p in places], names)
     # What was not read for an interval is still held against its digest.
     spread(Brief.verify, [b for b in briefs if b.ok and not b.verified])
     licences: dict[str, str] = {}
@@ -153,7 +125,67 @@ def build_board(
         licences |= dict(setting.licences)
     everything = (*(tables[p] for p in order), *totals)
     covers = sorted({r.score.covers for t in everything for r in t.rows if r.score})
-    return Board(everything, licences, len(briefs), metric, tuple(covers))
+    return Board(everything, licences, len(briefs), metric, matters, tuple(covers), method)
+
+
+def _totals(
+    intervals: Intervals,
+    rows: Sequence[Mapping[RowKey, list[Brief]]],
+    complete: Sequence[Mapping[RowKey, list[Brief]]],
+    found: Findings,
+    tables: Sequence[Table],
+    names: Sequence[str],
+) -> list[Table]:
+    """The tables over all targets; where cells failed, also by the two other rules for these."""
+    metric, first = intervals.metric, tables[0]
+
+    def table(lines: Iterable[Row], verdicts: Mapping[RowKey, Verdict], **more: Any) -> Table:
+        kept = tuple(lines)
+        return Table(
+            first.protocol, "", None, None, (), first.hardware, metric, kept,
+            n_pairs=_n_pairs(verdicts), within=ladder(kept, metric), **more,
+        )  # fmt: skip
+
+    lines = _ranked(_rows(rows, found.overall, found.overall_verdicts, metric), tables)
+    scored = [r.key for r in lines if r.score is not None]
+    across = over_datasets(names, found.alone, scored, metric)
+    totals = [
+        table(
+            lines,
+            found.overall_verdicts,
+            n_targets=len(rows),
+            across=across,
+            across_rows=tuple(scored) if across else (),
+        )
+    ]
+    if not any(not b.ok for group in rows for members in group.values() for b in members):
+        return totals
+    whole = [i for i, group in enumerate(rows) if len(complete[i]) == len(group)]
+    if len(whole) > 1:
+        again = intervals.findings([complete[i] for i in whole])
+        some = [rows[i] for i in whole]
+        kept = _rows(some, again.overall, again.overall_verdicts, metric)
+        totals.append(
+            table(
+                _ranked(kept, [tables[i] for i in whole]),
+                again.overall_verdicts,
+                rule="complete cases",
+                n_targets=len(whole),
+            )
+        )
+    worst = worst_case(intervals, rows, complete)
+    if worst is not None:
+        scores, verdicts, ranks = worst
+        worse = [
+            dataclasses.replace(r, mean_rank=ranks.get(r.key))
+            for r in _rows(rows, scores, verdicts, metric)
+        ]
+        totals.append(table(worse, verdicts, rule="worst case", n_targets=len(rows)))
+    return totals
+
+
+def _n_pairs(verdicts: Mapping[RowKey, Verdict]) -> int:
+    return len(verdicts) * (len(verdicts) - 1) // 2
 
 
 def _grouped(briefs: Sequence[Brief]) -> dict[_Place, dict[RowKey, list[Brief]]]:
@@ -181,6 +213,7 @@ def _grouped(briefs: Sequence[Brief]) -> dict[_Place, dict[RowKey, list[Brief]]]
                 s.target.rpartition(":")[0],
                 s.way,
                 s.shot,
+                s.data,
             )
         key = (str(own.algorithm_label or own.algorithm), str(own.backbone_label or own.backbone))
         groups.setdefault(place, {}).setdefault(key, []).append(b)
@@ -200,30 +233,38 @@ def _complete(rows: Mapping[RowKey, list[Brief]]) -> dict[RowKey, list[Brief]]:
 
 
 def _rows(
-    groups: Sequence[Mapping[RowKey, list[Brief]]], scores: Mapping[RowKey, Estimate]
+    groups: Sequence[Mapping[RowKey, list[Brief]]],
+    scores: Mapping[RowKey, Estimate],
+    verdicts: Mapping[RowKey, Verdict],
+    metric: str,
 ) -> tuple[Row, ...]:
     """Rows over one target, or over several; best first, those without a score last."""
     keys = dict.fromkeys(key for group in groups for key in group)
-    rows = [_row(key, [g.get(key, []) for g in groups], scores.get(key)) for key in keys]
-    return tuple(
-        sorted(
-            rows,
-            key=lambda r: (
-                r.score is None,
-                -(r.score.mean if r.score else 0.0),
-                r.algorithm,
-                r.backbone,
-            ),
-        )
+    rows = [
+        _row(key, [g.get(key, []) for g in groups], scores.get(key), verdicts.get(key))
+        for key in keys
+    ]
+    sign = 1 if metric in LOWER else -1
+    ordered = sorted(
+        rows,
+        key=lambda r: (
+            r.score is None,
+            sign * (r.score.mean if r.score else 0.0),
+            r.algorithm,
+            r.backbone,
+        ),
     )
+    return with_fronts(ordered, metric)
 
 
-def _row(key: RowKey, members: list[list[Brief]], score: Estimate | None) -> Row:
+def _row(
+    key: RowKey, members: list[list[Brief]], score: Estimate | None, verdict: Verdict | None
+) -> Row:
     everything = [b for target in members for b in target]
     ok = [b for b in everything if b.ok]
     failed = [b for b in everything if not b.ok]
     settings = {id(b.setting): b.setting for b in ok}.values()
-    costs = {
+    costs: dict[str, Any] = {
         name: _median([v for b in ok if (v := getattr(b.own, name)) is not None]) for name in _COSTS
     }
     return Row(
@@ -237,28 +278,41 @@ def _row(key: RowKey, members: list[list[Brief]], score: Estimate | None) -> Row
         errors=tuple(dict.fromkeys(b.own.error for b in failed)),
         n_episodes=score.n_episodes if score else 0,
         overlap=tuple(sorted({o for s in settings for o in s.overlap})),
+        weights=tuple(sorted({b.own.weights for b in everything if b.own.weights is not None})),
+        # Over several targets they are those of the targets' rows.
+        records=tuple(sorted(b.own.name for b in everything)) if len(members) == 1 else (),
         targets_ok=sum(bool(target) and all(b.ok for b in target) for target in members),
         targets=len(members),
+        verdict=verdict,
         **costs,
     )
 
 
+def _placed(rows: Sequence[Row], metric: str) -> list[Row]:
+    """Rows of one target with their rank; ties share a rank, failures rank last."""
+    sign = -1.0 if metric in LOWER else 1.0
+    means = [sign * r.score.mean if r.score else -math.inf for r in rows]
+    in_order = sorted(means)
+    found = []
+    for row, mean in zip(rows, means, strict=True):
+        better = len(means) - bisect_right(in_order, mean)
+        equal = len(means) - better - bisect_left(in_order, mean)
+        found.append(dataclasses.replace(row, mean_rank=better + (equal + 1) / 2))
+    return found
+
+
 def _ranked(rows: Sequence[Row], tables: Sequence[Table]) -> list[Row]:
-    """Rows with their mean rank over the tables; ties share a rank, failures rank last."""
+    """Rows with the mean of their ranks in `tables`; None where one does not have the row."""
     ranks: dict[RowKey, list[float]] = defaultdict(list)
     for table in tables:
-        means = [r.score.mean if r.score else -math.inf for r in table.rows]
-        in_order = sorted(means)
-        for row, mean in zip(table.rows, means, strict=True):
-            better = len(means) - bisect_right(in_order, mean)
-            equal = len(means) - better - bisect_left(in_order, mean)
-            ranks[row.algorithm, row.backbone].append(better + (equal + 1) / 2)
-    found = []
-    for row in rows:
-        own = ranks[row.algorithm, row.backbone]
-        mean_rank = float(np.mean(own)) if len(own) == len(tables) else None
-        found.append(dataclasses.replace(row, mean_rank=mean_rank))
-    return found
+        for row in table.rows:
+            assert row.mean_rank is not None
+            ranks[row.key].append(row.mean_rank)
+    return [
+        dataclasses.replace(r, mean_rank=float(np.mean(own)) if len(own) == len(tables) else None)
+        for r in rows
+        for own in [ranks[r.key]]
+    ]
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -50,8 +50,8 @@ class StripesSource:
             query_labels,
         )
 
-    def tasks(self, step: int, count: int = 1) -> list[Task]:
-        return [self.task("train", step, i) for i in range(count)]
+    def tasks(self, step: int, count: int = 1, only: Sequence[int] | None = None) -> list[Task]:
+        return [self.task("train", step, i) for i in (range(count) if only is None else only)]
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed("batch", step))
@@ -95,6 +95,15 @@ class FakeRun:
 
     def log(self, loss: float) -> None:
         self.losses.append(loss)
+
+    def share(self, count: int) -> range:
+        return range(count)
+
+    def reseed(self, number: int) -> None:
+        torch.manual_seed(derive_seed("task", len(self.losses), number))
+
+    def together(self, parameters: Iterable[nn.Parameter], loss: float) -> float:
+        return loss
 
     def best(self) -> dict[str, Tensor]:
         return {

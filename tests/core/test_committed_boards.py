@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medbench.leaderboard.render import render
-from medbench.leaderboard.table import build_board
+from medbench.cli import main
 from medbench.records import find_records
 
 ROOT = Path(__file__).parents[2] / "leaderboards"
@@ -19,20 +18,14 @@ def test_there_are_boards():
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda b: b.name)
-@pytest.mark.parametrize(("name", "form"), [("LEADERBOARD.md", "md"), ("leaderboard.csv", "csv")])
-def test_a_table_is_rebuilt_from_its_records(board, name, form):
-    text = render(build_board(find_records([board])), form).rstrip("\n") + "\n"
-    assert text == (board / name).read_text()
+def test_a_board_is_as_it_should_be(board, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["board", "check", str(board)])
+    told = capsys.readouterr()
+    assert stop.value.code == 0, told.err
+    assert "all records are sound, and the tables are what they make" in told.out
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda b: b.name)
-def test_scores_agree_with_the_summary_and_no_path_of_a_machine_is_in_a_record(board):
-    for record in find_records([board]):
-        assert record.ok, record.path
-        scores = record.scores()
-        for name, values in scores.items():
-            assert record.data["summary"][name] == pytest.approx(values.mean())
-        text = record.path.read_text()
-        assert "/root" not in text
-        assert "/home/" not in text
-        assert "/work" not in text
+def test_every_cell_of_a_board_was_measured(board):
+    assert all(record.ok for record in find_records([board]))

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from medbench.backbones import build_backbone
+from medbench.bench import Bench
 from medbench.config import BackboneRef
 from medbench.errors import ContractError
-from medbench.lanes import Bench, Lanes
+from medbench.lanes import Lanes
 from medbench.opened import default_place
 from medbench.plugins import load_factory, registry
 from medbench.protocols import load_protocol

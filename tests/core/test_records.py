@@ -136,7 +136,7 @@ def test_a_board_ranks_rows_and_keeps_failures_visible(tmp_path):
         write(tmp_path, np.full(20, 0.6), algorithm="maml", target=target)
     write(tmp_path, np.full(20, 0.7), algorithm="partly", target="d:5w1s")
     write(tmp_path, algorithm="partly", target="e:5w1s", status="timeout")
-    one, two, overall = board_of(tmp_path).tables
+    one, two, overall, worst = board_of(tmp_path).tables
     assert [r.algorithm for r in one.rows] == ["best", "partly", "maml"]
     assert [r.algorithm for r in two.rows] == ["best", "maml", "partly"]
     assert two.rows[-1].failures == {"timeout": 1}
@@ -144,6 +144,12 @@ def test_a_board_ranks_rows_and_keeps_failures_visible(tmp_path):
     assert overall.rows[-1].score is None
     assert overall.rows[-1].targets_ok == 1
     assert [r.mean_rank for r in overall.rows] == [1.0, 2.5, 2.5]
+    assert worst.rule == "worst case"
+    assert [(r.algorithm, r.score.mean, r.mean_rank) for r in worst.rows] == [
+        ("best", pytest.approx(0.9), 1.0),
+        ("partly", pytest.approx(0.65), 2.25),
+        ("maml", pytest.approx(0.6), 2.75),
+    ]
     text = render(board_of(tmp_path), "table")
     assert "FAILED (1 timeout)" in text
     assert "maml (T)" in text

@@ -6,9 +6,12 @@ import os
 
 import pytest
 
+from medbench.api import Place
 from medbench.cli.engine import size
+from medbench.engine.local import LocalExecutor
 from medbench.engine.slots import cpu_slots, gpu_slots, jobs_that_fit
 from medbench.errors import UsageError
+from medbench.jobs import Job
 
 
 def test_gpus_get_their_jobs_in_turn(monkeypatch):
@@ -52,3 +55,39 @@ def test_what_is_no_size_is_refused(text):
 
     with pytest.raises(click.BadParameter, match="is not a size; write such as 12GiB"):
         size(text)
+
+
+def a_job(kind: str, parallel: bool = False) -> Job:
+    return Job(kind, "k", "t", "s", {}, None, {"parallel": parallel})
+
+
+def an_executor(slots, processes: int, tmp_path) -> LocalExecutor:
+    return LocalExecutor(
+        tmp_path, Place(None, tmp_path), slots, training_processes=processes, timeouts={}
+    )
+
+
+def test_a_shared_training_takes_a_slot_on_each_of_several_gpus(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    executor = an_executor(gpu_slots(["0", "1"], 2), 2, tmp_path)
+    free = executor._slots
+    taken = executor._free_for(a_job("training", parallel=True))
+    assert [slot.gpu for slot in taken] == ["0", "1"]
+    # Two slots are left, both on one GPU: not enough for a training of two processes.
+    free[:] = [slot for slot in free if slot.gpu == "0"]
+    assert not executor.has_room(a_job("training", parallel=True))
+    assert executor.has_room(a_job("training"))
+    assert executor.has_room(a_job("cell"))
+    free.clear()
+    assert not executor.has_room(a_job("cell"))
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UsageError, match="--training-processes 3 needs as many GPUs"):
+        an_executor(gpu_slots(["0", "1"], 2), 3, tmp_path)
+
+
+def test_on_the_cpu_a_shared_training_takes_all_there_is_at_most(tmp_path):
+    executor = an_executor(cpu_slots(2, 1), 4, tmp_path)
+    assert len(executor._free_for(a_job("training", parallel=True))) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medbench.stats import REPLICATES, estimate, means, percentiles, replicates
+from medbench.stats import REPLICATES, Spread, ends, estimate, means, percentiles, replicates
 
 
 def test_one_seed_agrees_with_the_normal_interval_of_a_mean():
@@ -70,18 +70,18 @@ def test_a_row_has_the_same_digits_whatever_rows_are_computed_beside_it(n_seeds)
     assert everything.shape == (40, REPLICATES)
     for i in range(40):
         np.testing.assert_array_equal(replicates(scores[i : i + 1], 1)[0], everything[i])
-    ends = percentiles(replicates(scores, 0))
+    low, high = ends(means(scores), replicates(scores, 0), Spread.of(scores))
     for i in range(40):
         alone = estimate([scores[i]])
-        assert (alone.mean, alone.low, alone.high) == (means(scores)[i], ends[0][i], ends[1][i])
+        assert (alone.mean, alone.low, alone.high) == (means(scores)[i], low[i], high[i])
 
 
 @pytest.mark.parametrize("scale", [1.0, 40.0, 1e-6, 0.0])
 def test_replicates_are_the_means_of_what_is_drawn(scale):
-    from medbench.stats import _weights
+    from medbench.stats import weights
 
     scores = scale * np.random.default_rng(5).normal(size=(2, 4, 60))
-    by_seed, by_episode = _weights(4, 0, -1).astype(float), _weights(60, 0, 2).astype(float)
+    by_seed, by_episode = weights(4, 0, -1).astype(float), weights(60, 0, 2).astype(float)
     for row, found in zip(scores, replicates(scores, 2), strict=True):
         exact = np.einsum("bs,be,se->b", by_seed, by_episode, row) / (4 * 60)
         np.testing.assert_allclose(found, exact, rtol=0, atol=1e-12 * max(scale, 1e-3))

@@ -34,16 +34,28 @@ LAYERS = [
     {"protocols", "records"},
     {"briefs"},
     {"shelf"},
-    {"config", "jobs", "stats", "measure", "opened"},
+    {
+        "config",
+        "jobs",
+        "stats",
+        "measure",
+        "contention",
+        "allocations",
+        "opened",
+        "distributed",
+    },
+    {"crew", "calibration"},
     {"pools"},
     {"tasks"},
     {"weights", "embed"},
     {"ingredients"},
     {"plan", "backbones", "source"},
-    {"training"},
-    {"lanes", "leaderboard"},
+    {"training", "bench", "faults"},
+    {"lanes", "leaderboard", "training_job", "gate"},
     {"worker"},
     {"engine"},
+    {"rerun", "pytest_cells"},
+    {"pytest_plugin"},
     {"cli"},
     {"__main__"},
 ]
@@ -94,6 +106,18 @@ def test_only_the_facade_knows_pluggy():
     assert users == {"plugins", "api", "hookspecs"}
 
 
+def test_what_comes_with_an_extra_is_imported_by_its_engine_alone():
+    homes = {
+        "ray": {"engine/ray.py"},
+        "submitit": {"engine/queues.py", "engine/slurm.py"},
+        "fsspec": {"engine/store.py"},
+    }
+    for library, home in homes.items():
+        pattern = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
+        users = {str(p.relative_to(ROOT)) for p in modules() if pattern.search(p.read_text())}
+        assert users == home
+
+
 def test_nothing_is_pickled_printed_or_run_from_text():
     for path in modules():
         tree = ast.parse(path.read_text())
@@ -123,7 +147,7 @@ SITES = str(ROOT.parent / "leaderboards" / "sites")
     ("arguments", "without"),
     [
         (["--help"], [*_HEAVY, "numpy", "yaml", "pluggy", "importlib.metadata"]),
-        (["run", "--help"], [*_HEAVY, "numpy", "yaml", "pluggy", "rich"]),
+        (["run", "--help"], [*_HEAVY, "numpy", "yaml", "pluggy", "rich", "ray", "submitit"]),
         (["list"], [*_HEAVY, "numpy", "rich", "pyarrow"]),
         (["info", "maml"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
         (["leaderboard", "--help"], [*_HEAVY, "numpy", "pluggy", "pyarrow"]),

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy import stats
 
 RECORDS = Path(__file__).parents[2] / "leaderboards" / "sites" / "records"
 N_SEEDS = 5
@@ -97,8 +98,24 @@ def board(
         n_seeds, n_episodes = scores.shape
         sums = draws(n_episodes, 0) @ scores.T
         means = (draws(n_seeds, -1) * sums).sum(axis=1) / scores.size
-        found[key] = (scores.mean(), *np.percentile(means, [2.5, 97.5]))
+        low, high = np.percentile(means, [2.5, 97.5])
+        factor = max(1.0, 2 * _half_width(scores) / (high - low))
+        mean = scores.mean()
+        found[key] = (mean, mean - factor * (mean - low), mean + factor * (high - mean))
     return found
+
+
+def _half_width(scores: NDArray[Any]) -> float:
+    """Of the 95 % interval of a mean over crossed seeds and episodes, from mean squares."""
+    n_seeds, n = scores.shape
+    by_seed, by_episode = scores.mean(axis=1), scores.mean(axis=0)
+    rest = scores - by_seed[:, None] - by_episode + scores.mean()
+    of_episodes = n_seeds * by_episode.var(ddof=1) - (rest**2).sum() / ((n_seeds - 1) * (n - 1))
+    parts = (
+        stats.t.ppf(0.975, n_seeds - 1) ** 2 * by_seed.var(ddof=1) / n_seeds,
+        stats.t.ppf(0.975, n - 1) ** 2 * max(0.0, of_episodes) / (n_seeds * n),
+    )
+    return float(np.sqrt(sum(parts)))
 
 
 def keys(jobs: Any) -> list[str]:

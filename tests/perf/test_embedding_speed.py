@@ -20,9 +20,9 @@ from torch import nn
 
 from medbench.api import Dataset, DatasetInfo, Support
 from medbench.backbones import inference_copy
+from medbench.bench import _keep_freed_memory
 from medbench.embed import ImageStore, embed, features_of, to_input
 from medbench.episodes import Pool, Shape
-from medbench.worker import _keep_freed_memory
 from medbench_algorithms.metric.protonet import ProtoNet
 from medbench_backbones.conv4 import Conv4
 

@@ -14,12 +14,12 @@ import pytest
 from medbench.api import Place
 from medbench.config import load_suite
 from medbench.jobs import cell_states
+from medbench.leaderboard.build import board_of
 from medbench.leaderboard.render import render
-from medbench.leaderboard.table import build_board
 from medbench.plan import build_plan
 from medbench.plugins import registry
-from medbench.shelf import FILE, Shelf, find_briefs
-from medbench.stats import _weights
+from medbench.shelf import FILE, Shelf
+from medbench.stats import weights
 
 N_CELLS = int(os.environ.get("MEDBENCH_PERF_CELLS", "10000"))
 
@@ -87,17 +87,13 @@ def test_a_leaderboard_is_made_from_records(race, tmp_path, kept, monkeypatch):
     def ours():
         if not kept:
             (tmp_path / "run" / "cache" / FILE).unlink(missing_ok=True)
-        briefs, (shelf,) = find_briefs([tmp_path / "run"])
-        used = {}
-        board = build_board(briefs, "accuracy", shelf.intervals.get("accuracy"), used)
-        shelf.intervals["accuracy"] = used
-        shelf.save()
+        board = board_of([tmp_path / "run"])
         return board, render(board, "table")
 
     (board, text), loop = race(
         f"leaderboard of {n:,} records" + (", again" if kept else ""),
         ours=ours,
-        loop=lambda: plain_scale.board(tmp_path / "few", lambda k, s: _weights(k, 0, s) * 1.0),
+        loop=lambda: plain_scale.board(tmp_path / "few", lambda k, s: weights(k, 0, s) * 1.0),
         n_ours=n,
         n_loop=200,
         unit="record",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 import torch
@@ -59,10 +59,14 @@ class TurningSource:
         is_turned = torch.rand(n_way, generator=generator) < self._probability * reached
         return is_turned * torch.randint(1, 4, (n_way,), generator=generator)
 
-    def tasks(self, step: int, count: int = 1) -> list[Task]:
+    def tasks(self, step: int, count: int = 1, only: Sequence[int] | None = None) -> list[Task]:
         """See `Source.tasks`."""
-        found = self._source.tasks(step, count)
-        return [turn_classes(t, self.turns(step, i, t.support.n_way)) for i, t in enumerate(found)]
+        found = self._source.tasks(step, count, only)
+        numbers = range(count) if only is None else only
+        return [
+            turn_classes(task, self.turns(step, i, task.support.n_way))
+            for i, task in zip(numbers, found, strict=True)
+        ]
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """See `Source.batch`."""

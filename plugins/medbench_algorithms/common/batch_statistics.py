@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medbench.api import Backbone
+from medbench_algorithms.common.twice_differentiable import CheapSecondDerivatives
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
 """Mean and (biased) variance of each BatchNorm layer's input, by the layer's name."""
@@ -115,7 +116,8 @@ class FunctionalBody:
         if images.ndim > _ONE_TASK:
             shared = {**self.parameters(), **dict(self.backbone.named_buffers())}
             dims = {k: 0 if v.ndim > shared[k].ndim else None for k, v in tensors.items()}
-            return vmap(self._of_task, (dims, 0))(tensors, images)
+            with CheapSecondDerivatives():  # its layers are made for vmap too
+                return vmap(self._of_task, (dims, 0))(tensors, images)
         if images.device.type == "cpu" and self._takes_channels_last:
             images = images.to(memory_format=torch.channels_last)
         return self._of_task(tensors, images)

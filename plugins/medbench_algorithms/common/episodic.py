@@ -11,8 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medbench.api import Algorithm, Backbone, ContractError, Predictor, Source, Support, TrainingRun
-from medbench_algorithms.common.training import descend, set_lr
+from medbench.api import (
+    Algorithm,
+    Backbone,
+    ContractError,
+    Predictor,
+    Source,
+    Support,
+    Task,
+    TrainingRun,
+)
+from medbench_algorithms.common.training import set_lr
 
 Head = TypeVar("Head", bound=nn.Module)
 
@@ -20,9 +29,10 @@ Head = TypeVar("Head", bound=nn.Module)
 class Episodic(Algorithm, ABC, Generic[Head]):
     """Learns a backbone, and a head of its own if it has one, from the losses of source episodes.
 
-    Every step is one episode: support and query images pass the backbone together, the head
-    classifies the queries, and Adam follows their loss (Vinyals et al. 2016, section 2.2). The
-    rate is halved every ``lr_halve_every`` steps. ``pretrain_share`` is the share of the budget
+    Every step is one episode, or the mean loss of ``meta_batch``: support and query images pass the
+    backbone together, the head classifies the queries, and Adam follows their loss (Vinyals et al.
+    2016, section 2.2). Processes share the episodes of a step, not a step of pretraining. The rate
+    is halved every ``lr_halve_every`` steps. ``pretrain_share`` is the share of the budget
     that goes into plain classification of all source classes first (a linear classifier, thrown
     away afterwards), as in methods of two stages; a step sees as many images in either stage.
 
@@ -34,9 +44,15 @@ class Episodic(Algorithm, ABC, Generic[Head]):
     freezes_backbone: ClassVar[bool] = False
 
     def __init__(
-        self, *, lr: float = 1e-3, lr_halve_every: int = 2000, pretrain_share: float = 0.0
+        self,
+        *,
+        lr: float = 1e-3,
+        lr_halve_every: int = 2000,
+        pretrain_share: float = 0.0,
+        meta_batch: int = 1,
     ) -> None:
         self.lr = lr
+        self.meta_batch = meta_batch
         self.lr_halve_every = lr_halve_every
         self.pretrain_share = pretrain_share
         self._head: Head | None = None
@@ -83,7 +99,7 @@ class Episodic(Algorithm, ABC, Generic[Head]):
             embedded = Support(inputs, support.labels, support.n_way, support.seeds)
             return self.predictor(head, embedded).predict(self.embed(backbone, query))
 
-        per_step = source.images_per_task
+        per_step = source.images_per_task * self.meta_batch
         n_pretraining = round(self.pretrain_share * math.ceil(run.budget.images / per_step))
         state = {
             "backbone": backbone,
@@ -97,21 +113,30 @@ class Episodic(Algorithm, ABC, Generic[Head]):
             learns_features = pretrains or not self.freezes_backbone
             backbone.train(learns_features)
             head.train()
-            if pretrains:
-                images, labels = source.batch(step, per_step)
-                loss = F.cross_entropy(classifier(backbone(images)), labels)
-            else:
-                (task,) = source.tasks(step)
-                n = len(task.support.labels)
-                # Support and query share one pass, hence one set of batch statistics.
-                with torch.set_grad_enabled(learns_features):
-                    both = self.embed(backbone, torch.cat([task.support.inputs, task.query]))
-                support = Support(
-                    both[:n], task.support.labels, task.support.n_way, task.support.seeds
-                )
-                loss = self.loss(head, support, both[n:], task.query_labels)
-            descend(loss, optimiser, run)
+            optimiser.zero_grad()
+            total, parts = 0.0, 1 if pretrains else self.meta_batch
+            for number in run.share(parts):
+                run.reseed(number)
+                if pretrains:
+                    images, labels = source.batch(step, per_step)
+                    loss = F.cross_entropy(classifier(backbone(images)), labels)
+                else:
+                    (task,) = source.tasks(step, parts, [number])
+                    loss = self._episode(backbone, head, task, learns_features) / parts
+                total += loss.item()
+                torch.autograd.backward(loss)
+            # Reported first: a loss that is not finite must not reach weights that are kept.
+            run.log(run.together(learned, total))
+            optimiser.step()
         return {k: v for k, v in run.best().items() if not k.startswith("classifier.")}
+
+    def _episode(self, backbone: Backbone, head: Head, task: Task, learns_features: bool) -> Tensor:
+        n = len(task.support.labels)
+        # Support and query share one pass, hence one set of batch statistics.
+        with torch.set_grad_enabled(learns_features):
+            both = self.embed(backbone, torch.cat([task.support.inputs, task.query]))
+        support = Support(both[:n], task.support.labels, task.support.n_way, task.support.seeds)
+        return self.loss(head, support, both[n:], task.query_labels)
 
     def prepare(self, backbone: Backbone, learned: Mapping[str, Tensor]) -> None:
         """Take the learned head. Raises `ContractError` when a part of it is missing."""

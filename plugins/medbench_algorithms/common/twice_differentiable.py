@@ -1,23 +1,24 @@
-"""Layers whose gradients are cheap to differentiate again, as second-order MAML does.
+"""Layers that are cheap to differentiate twice, as second-order MAML does, and to vectorise.
 
 PyTorch composes the second derivative of BatchNorm of two dozen small operations, and that of
 max-pooling leaves the channels-last layout, after which every layer below is slow. Here the first
 derivative of each layer is a function of its own, whose derivative is written out with the kernels
 of the first. Third derivatives are refused.
 
-All three layers treat channels alike, so tasks that are vectorised by ``torch.func.vmap`` become
-channels, and a convolution with weights for each task a grouped one.
+These layers do to every channel the same, so tasks that are vectorised by ``torch.func.vmap``
+become channels, and a convolution with weights for each task a grouped one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 _aten: Final = torch.ops.aten
@@ -28,9 +29,10 @@ _PRECISIONS: Final = (torch.float32, torch.float64)
 class CheapSecondDerivatives(TorchFunctionMode):
     """Within it convolution, BatchNorm by batch statistics and max-pooling take the layers here.
 
-    Values and gradients are those of PyTorch's own to rounding. Running statistics, which a
-    functional call throws away, are not updated. Calls that do not fit (other precisions, BatchNorm
-    without scale and shift or by running statistics, images not in two dimensions) go to PyTorch.
+    Attention takes its plain formula, as its fused kernels have no second derivative. Values and
+    gradients are those of PyTorch's own to rounding. Running statistics, which a functional call
+    throws away, are not updated. Calls that do not fit (other precisions, BatchNorm without scale
+    and shift or by running statistics, images not in two dimensions) go to PyTorch.
     """
 
     def __torch_function__(
@@ -97,11 +99,18 @@ def max_pool2d(
     return _MaxPool.apply(x, (*shape, ceil_mode))[0]
 
 
+def attention(*args: Any, **kwargs: Any) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(*args, **kwargs)
+
+
 _LAYERS: Final[Mapping[Any, Callable[..., Any]]] = {
     torch.conv2d: conv2d,
     F.batch_norm: batch_norm,
     F.max_pool2d: max_pool2d,
     torch.max_pool2d: max_pool2d,
+    F.scaled_dot_product_attention: attention,
 }
 
 
@@ -111,6 +120,20 @@ def _fits(x: Tensor) -> bool:
 
 def _pair(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
+
+
+def _last_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
+    # PyTorch's `once_differentiable` lets `autograd.grad` pass it by, and be wrong.
+    @wraps(backward)
+    def refusing(*args: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "Third derivatives were asked for (create_graph in a second derivative), which "
+                "layers within CheapSecondDerivatives do not have. Leave that context out."
+            )
+        return backward(*args)
+
+    return refusing
 
 
 # --- tasks as channels ---------------------------------------------------------------------------
@@ -145,7 +168,7 @@ class _Convolution(torch.autograd.Function):
         dilation: Any,
         groups: int,
     ) -> Tensor:
-        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return _convolved(x, weight, bias, (stride, padding, dilation, groups))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -185,7 +208,7 @@ class _ConvolutionGradient(torch.autograd.Function):
         return by_x, by_weight, g.sum((0, 2, 3)) if wanted[2] else None
 
     @staticmethod
-    @once_differentiable
+    @_last_derivative
     def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> Any:
         # The gradients are linear in g, and in one of x and the weight each.
         g, x, weight = ctx.saved_tensors
@@ -194,17 +217,25 @@ class _ConvolutionGradient(torch.autograd.Function):
         if for_g:
             parts = []
             if vw is not None:
-                parts.append(torch.conv2d(x, vw, vb, *ctx.shape))
+                parts.append(_convolved(x, vw, vb, ctx.shape))
             elif vb is not None:
                 parts.append(vb.view(1, -1, 1, 1).expand_as(g))
             if vx is not None:
-                parts.append(torch.conv2d(vx, weight, None, *ctx.shape))
+                parts.append(_convolved(vx, weight, None, ctx.shape))
             by_g = parts[0] + parts[1] if len(parts) == 2 else parts[0] if parts else None
         if for_x and vw is not None:
             by_x, _ = _slopes(g, x, vw, ctx.shape, True, False)
         if for_weight and vx is not None:
             _, by_weight = _slopes(g, vx, weight, ctx.shape, False, True)
         return by_g, by_x, by_weight, None, None
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Any) -> Tensor:
+    stride, padding, dilation, groups = shape
+    found: Tensor = _aten.convolution(
+        x, weight, bias, stride, padding, dilation, False, [0, 0], groups
+    )
+    return found
 
 
 def _slopes(
@@ -272,7 +303,7 @@ class _BatchNormGradient(torch.autograd.Function):
         return by_x, sum_gz, sum_g
 
     @staticmethod
-    @once_differentiable
+    @_last_derivative
     def backward(ctx: Any, v: Tensor, v_weight: Tensor, v_bias: Tensor) -> Any:
         g, x, weight, mean, scale, sum_gz, sum_g = ctx.saved_tensors
         n = x.numel() // x.shape[1]
@@ -345,7 +376,7 @@ class _MaxPoolGradient(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
+    @_last_derivative
     def backward(ctx: Any, v: Tensor) -> Any:
         (places,) = ctx.saved_tensors
         b, c, h, w = places.shape

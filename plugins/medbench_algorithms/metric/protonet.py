@@ -45,7 +45,7 @@ class ProtoNet(Episodic[nn.Identity]):
     Adaptation is the mean of the support features of each class (Eq. 1); a query's logits are
     minus its squared Euclidean distances to the means (Eq. 2). The backbone is trained on source
     episodes by the queries' cross-entropy (Algorithm 1) with Adam, whose rate is halved every
-    ``lr_halve_every`` episodes (section 3.1).
+    ``lr_halve_every`` steps (section 3.1), of one episode each by default.
     """
 
     def __init__(
@@ -56,13 +56,19 @@ class ProtoNet(Episodic[nn.Identity]):
         lr: float = 1e-3,
         lr_halve_every: int = 2000,
         pretrain_share: float = 0.0,
+        meta_batch: int = 1,
         train_way: int | None = None,
         train_shot: int | None = None,
         train_query: int | None = None,
     ) -> None:
         # The shape of training tasks is the core's business: it has shaped the source by it.
         del train_way, train_shot, train_query
-        super().__init__(lr=lr, lr_halve_every=lr_halve_every, pretrain_share=pretrain_share)
+        super().__init__(
+            lr=lr,
+            lr_halve_every=lr_halve_every,
+            pretrain_share=pretrain_share,
+            meta_batch=meta_batch,
+        )
         self.distance: Distance = distance
         self.temperature = temperature
 

@@ -16,11 +16,19 @@ from medbench_algorithms.common.batch_statistics import FunctionalBody
 from medbench_algorithms.common.training import set_lr
 from medbench_algorithms.optimisation.adapted import Adapted, AdaptedNetwork, task_loss
 from medbench_algorithms.optimisation.episodic_head import EpisodicHead
-from medbench_algorithms.optimisation.task_batches import can_vectorise, fitting, task_batches
+from medbench_algorithms.optimisation.task_batches import (
+    can_vectorise,
+    fitting,
+    one_task,
+    task_batches,
+)
+from medbench_algorithms.optimisation.task_by_task import summed_loss
 
 BatchNorm = Literal["query", "support"]
 HeadKind = Literal["auto", "per_class", "shared"]
 Parts = TypeVar("Parts", bound=nn.Module)
+
+_ONE_TASK = 4  # dimensions of a task's images
 
 
 @final
@@ -173,9 +181,8 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
         body = FunctionalBody(backbone)
         parts = self.build(body, head).to(run.device)
         start = Start(body, head, parts)
-        optimiser = self.optimiser(
-            [*backbone.parameters(), *head.parameters(), *parts.parameters()]
-        )
+        learned = [*backbone.parameters(), *head.parameters(), *parts.parameters()]
+        optimiser = self.optimiser(learned)
 
         def validate(support: Support, query: Tensor) -> Tensor:
             backbone.eval()
@@ -191,13 +198,17 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
             set_lr(optimiser, self.meta_rate(step, n_steps))
             total = 0.0
             done = step / n_steps
-            tasks = source.tasks(step, self.meta_batch)
-            if at_once is None:
+            mine = run.share(self.meta_batch)
+            tasks = source.tasks(step, self.meta_batch, mine)
+            if at_once is None and tasks:
                 at_once = self._at_once(start, tasks, done)
+            number = mine.start
             # One batch's graph at a time: memory does not grow with the meta-batch.
-            for batch in task_batches(tasks, at_once):
+            for batch in task_batches(tasks, at_once or 1):
+                run.reseed(number)
                 total += self.accumulate(start, batch, done) / self.meta_batch
-            run.log(total)
+                number += len(batch.support.seeds)
+            run.log(run.together(learned, total))
             optimiser.step()
         return run.best()
 
@@ -209,11 +220,20 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
             # What this draws must not change what the step draws.
             with torch.random.fork_rng():
                 one = tasks[0]
-                wanted = fitting(lambda: self.outer_loss(start, one, progress), one.query.device)
+                wanted = fitting(
+                    start.body, one.support, lambda: self.outer_loss(start, one, progress)
+                )
         return wanted if wanted > 1 and can_vectorise(start.body, tasks[0]) else 1
 
     def query_loss(self, body: FunctionalBody, adapted: Adapted, task: Task) -> Tensor:
-        """The queries' cross-entropy under given weights, normalised as they will be at test."""
+        """The queries' cross-entropy under given weights, normalised as they will be at test.
+
+        Of several tasks the sum. The queries of one task keep a CPU busy, those of several miss its
+        caches, so there they take turns however many tasks the inner loop had at once; a sum made
+        so can be differentiated once.
+        """
+        if task.query.ndim > _ONE_TASK and task.query.device.type == "cpu":
+            return self._in_turns(body, adapted, task)
         if self.batch_norm == "query":
             features = body.of_batch(adapted.body, task.query)
         else:
@@ -221,6 +241,26 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
             both = torch.cat([task.support.inputs, task.query], -4)
             features = body.of_first(adapted.body, both, n)[..., n:, :]
         return task_loss(features, adapted, task.query_labels)
+
+    def _in_turns(self, body: FunctionalBody, adapted: Adapted, tasks: Task) -> Tensor:
+        names = list(adapted.body)
+        shared = body.parameters()
+
+        def loss(i: int, values: Sequence[Tensor]) -> Tensor:
+            *weights, weight, bias = values
+            at = Adapted(dict(zip(names, weights, strict=True)), weight, bias)
+            return self.query_loss(body, at, one_task(tasks, i))
+
+        return summed_loss(
+            loss,
+            [*adapted.body.values(), adapted.weight, adapted.bias],
+            [
+                *(value.ndim > shared[name].ndim for name, value in adapted.body.items()),
+                adapted.weight.ndim > 2,
+                adapted.bias.ndim > 1,
+            ],
+            len(tasks.query),
+        )
 
     # --- use -------------------------------------------------------------------------------------
 

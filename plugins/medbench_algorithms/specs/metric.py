@@ -29,6 +29,7 @@ PROTONET: Final = AlgorithmSpec(
         adapts="nothing",
         batched=True,
         meta_trains=True,
+        parallel=True,
         task_kinds=WITH_FINDINGS,
     ),
     citation=Citation(
@@ -54,6 +55,7 @@ PROTONET: Final = AlgorithmSpec(
             "scores are divided by this; the paper uses none, cosine gains from 0.1",
             stage="both",
         ),
+        count("meta_batch", 1, "episodes a training step; the mean of their losses", stage="train"),
         *episodic_training(),
     ),
 )

@@ -73,7 +73,8 @@ _TASKS_AT_ONCE: Final = Parameter(
     "tasks_at_once",
     None,
     "tasks of a meta-batch that are vectorised together, which changes results by rounding only; "
-    "null takes one on a CPU, and on a GPU what its memory holds",
+    "null takes on a CPU as many as make small tasks large enough, and on a GPU what its memory "
+    "holds",
     "int",
     minimum=1,
     optional=True,
@@ -97,12 +98,13 @@ def _decay(factor: float, every: int) -> tuple[Parameter, Parameter]:
     )
 
 
-def _traits(adapts: str) -> Traits:
+def _traits(adapts: str, *, parallel: bool = True) -> Traits:
     return Traits(
         works_on="images",
         adapts=adapts,
         transductive={"batch_norm": ("query",)},
         meta_trains=True,
+        parallel=parallel,
         task_kinds=WITH_FINDINGS,
     )
 
@@ -207,7 +209,7 @@ REPTILE: Final = AlgorithmSpec(
     factory="medbench_algorithms.optimisation.reptile:Reptile",
     summary="Reptile: a start that moves towards the solution of each task it is trained on",
     family="optimisation",
-    traits=_traits("all weights"),
+    traits=_traits("all weights", parallel=False),
     citation=_REPTILE_PAPER,
     licence=LICENCE,
     parameters=(

@@ -1,0 +1,1 @@
+"""An outcome as text: for a terminal, a pull request, GitHub Actions, JUnit, or a program."""

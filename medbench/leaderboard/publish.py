@@ -1,0 +1,177 @@
+"""A published board: a folder with a suite, records, and the tables made from them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medbench.errors import DataError, UsageError
+from medbench.files import write_bytes
+from medbench.leaderboard.audit import Auditor
+from medbench.leaderboard.build import board_of
+from medbench.leaderboard.render import render
+from medbench.records import find_records, read_record, record_files
+
+SUITE = "suite.yaml"
+# What a board's tables are called. The first two are always there; others where they are wanted.
+FILES = {
+    "md": "LEADERBOARD.md",
+    "csv": "leaderboard.csv",
+    "json": "leaderboard.json",
+    "latex": "leaderboard.tex",
+}
+_ALWAYS = ("md", "csv")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a file of a board, or with one that shall be added to it."""
+
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+def init(folder: Path, suite: bytes) -> None:
+    """Make the folder of a board. Raises `UsageError` when there is one, `OutputError`."""
+    if (folder / SUITE).exists():
+        raise UsageError(f"{folder} is a board already; 'medbench board add' adds records to it.")
+    write_bytes(folder / SUITE, suite)
+    (folder / "records").mkdir(exist_ok=True)
+
+
+def require_board(folder: Path) -> Path:
+    """The suite of a board's folder. Raises `UsageError` when it is none."""
+    if not (folder / SUITE).is_file():
+        raise UsageError(
+            f"{folder} is not a board: it has no {SUITE}. 'medbench board init {folder} --suite "
+            "SUITE' makes one."
+        )
+    return folder / SUITE
+
+
+def add(folder: Path, sources: Sequence[Path], auditor: Auditor) -> tuple[int, int, list[Fault]]:
+    """Copy records into a board: how many are new, how many were there, and what is wrong.
+
+    `sources` are records, folders of them, or a run's. With any fault nothing is copied. Raises
+    `UsageError` for a source without records, `OutputError`.
+    """
+    there = folder / "records"
+    faults: list[Fault] = []
+    # Those that are there come first: what is new must agree with them.
+    for path in _files(there):
+        faults += [Fault(path.name, f"(of the board itself) {w}") for w in auditor.faults(path)]
+    new: list[tuple[Path, bytes]] = []
+    n_same = 0
+    for path in _chosen(sources, faults):
+        wrong = auditor.faults(path)
+        faults += [Fault(path.name, what) for what in wrong]
+        if wrong:
+            continue
+        files = {path.name: path.read_bytes()}
+        scores = path.with_suffix(".parquet")
+        if read_record(path).ok:
+            files[scores.name] = scores.read_bytes()
+        known = [there / name for name in files if (there / name).exists()]
+        if any(k.read_bytes() != files[k.name] for k in known):
+            faults.append(
+                Fault(path.name, "the board has another record of this key. Remove that one first.")
+            )
+        elif len(known) == len(files):
+            n_same += 1
+        else:
+            new += [(there / name, body) for name, body in files.items()]
+    if faults:
+        return 0, n_same, faults
+    # Scores first: a document is the sign of a complete record.
+    for target, body in sorted(new, key=lambda pair: pair[0].suffix, reverse=True):
+        write_bytes(target, body)
+    return sum(t.suffix == ".json" for t, _ in new), n_same, []
+
+
+def _chosen(sources: Sequence[Path], faults: list[Fault]) -> list[Path]:
+    """The files of the records that count; of damaged ones, all, for the audit to tell."""
+    found: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            try:
+                found += [record.path for record in find_records([source])]
+            except DataError:
+                found += record_files(source)
+        elif source.suffix == ".json" and source.is_file():
+            found.append(source)
+        else:
+            raise UsageError(f"{source} is neither a record (.json) nor a folder of records.")
+    names = [p.name for p in found]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    faults += [Fault(name, "it is given twice.") for name in twice]
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return record_files(folder) if any(folder.glob("*.json")) else []
+
+
+def tables(folder: Path, forms: Sequence[str] = ()) -> dict[str, str]:
+    """The tables of a board's records, by file name, in the forms it has and those of `forms`.
+
+    Raises `UsageError` or `DataError` when the records make none.
+    """
+    wanted = [f for f in FILES if f in (*_ALWAYS, *forms) or (folder / FILES[f]).exists()]
+    # Not the board's folder itself: a run's cache there would be looked into.
+    board = board_of([folder / "records"])
+    return {FILES[form]: render(board, form).rstrip("\n") + "\n" for form in wanted}
+
+
+def build(folder: Path, forms: Sequence[str] = ()) -> list[str]:
+    """Write the tables of a board; returns the names of those that changed.
+
+    Raises `UsageError` or `DataError` when the records make none, `OutputError`.
+    """
+    changed = []
+    for name, text in tables(folder, forms).items():
+        path = folder / name
+        if not path.exists() or path.read_bytes() != text.encode():
+            write_bytes(path, text.encode())
+            changed.append(name)
+    return changed
+
+
+def check(folder: Path, auditor: Auditor) -> list[Fault]:
+    """All that is wrong with a board: its records, and tables that are not what these make.
+
+    Raises `UsageError` for a board without records.
+    """
+    faults = [
+        Fault(path.name, what)
+        for path in record_files(folder / "records")
+        for what in auditor.faults(path)
+    ]
+    known = {p.stem for p in (folder / "records").glob("*.json")}
+    faults += [
+        Fault(path.name, "it belongs to no record.")
+        for path in sorted((folder / "records").iterdir())
+        if path.suffix not in (".json", ".parquet") or path.stem not in known
+    ]
+    if faults:
+        return faults
+    for name, text in tables(folder).items():
+        path = folder / name
+        if not path.exists():
+            faults.append(Fault(name, "it is missing. 'medbench board build' makes it."))
+        elif path.read_bytes() != text.encode():
+            faults.append(Fault(name, _first_difference(path.read_text("utf-8", "replace"), text)))
+    return faults
+
+
+def _first_difference(there: str, made: str) -> str:
+    lines = list(difflib.unified_diff(there.splitlines(), made.splitlines(), n=0, lineterm=""))
+    # After the two file names and the first place, the line that is there and the one it should be.
+    shown = [line[:160] for line in lines[3:] if line[:1] in "+-"]
+    gone = next((s[1:] for s in shown if s.startswith("-")), "nothing")
+    new = next((s[1:] for s in shown if s.startswith("+")), "nothing")
+    return f"the records make another table. It has {gone!r}, and they make {new!r}."
