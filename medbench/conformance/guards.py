@@ -178,7 +178,7 @@ def seeded(seed: int = 0) -> Iterator[None]:
     before = random_states()
     # torch.manual_seed asks every kind of device, and writes down the whole stack to do so.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
