@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 JOBS ?= auto
 
-.PHONY: help install demo test lint types perf gate gate-update clean
+.PHONY: help install demo test conformance docs lint types perf gate gate-update clean
 
 help:
 	@echo "make demo   create the environment, run the quickstart suite offline, show its leaderboard"
 	@echo "make test   run the tests (with MEDBENCH_DATA set, those on real data too)"
+	@echo "make conformance  every check of every bundled plugin (minutes)"
+	@echo "make docs   build the documentation into docs/_build (any warning is an error)"
 	@echo "make lint   ruff: style and formatting"
 	@echo "make types  mypy, strict"
 	@echo "make gate   run a tiny suite and compare it with the committed baseline (make gate-update writes it)"
@@ -20,7 +22,7 @@ help:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and f"Python 3.11 to 3.13 is needed, and this is {sys.version.split()[0]}: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 install: $(VENV)/.installed
@@ -31,6 +33,13 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+conformance: install
+	$(BIN)/medbench check --all
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 lint: install
 	$(BIN)/ruff check .
@@ -52,4 +61,4 @@ gate-update: install
 	$(BIN)/medbench gate .ci/gate/baseline.json runs/gate --thresholds .ci/gate/thresholds.yaml --update
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks dist build
+	rm -rf $(VENV) docs/_build docs/reference .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks dist build

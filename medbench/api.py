@@ -44,15 +44,19 @@ __all__ = [
     "AlgorithmSpec",
     "Backbone",
     "BackboneSpec",
+    "Boxes",
     "Budget",
     "Citation",
     "ClassSplit",
+    "Conformance",
     "ContractError",
     "DataError",
     "DataMissing",
     "Dataset",
     "DatasetInfo",
     "DatasetSpec",
+    "Detections",
+    "Excuse",
     "InputSpec",
     "MedbenchError",
     "NonFinite",
@@ -164,6 +168,42 @@ class Traits:
         return any(params.get(name) in values for name, values in self.transductive.items())
 
 
+@dataclass(frozen=True)
+class Excuse:
+    """Why a plugin is let off one check of ``medbench check``.
+
+    ``check`` is the check's id, ``reason`` what readers are told. ``when`` maps a parameter's name
+    to the values for which the excuse holds; without it, it always holds. An excuse for a check
+    that passes is an error: whoever improves the plugin then removes it.
+    """
+
+    check: str
+    reason: str
+    when: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+
+    def holds(self, params: Mapping[str, object]) -> bool:
+        """Whether it is meant for these resolved parameters."""
+        return all(params.get(name) in values for name, values in self.when.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conformance:
+    """What ``medbench check`` has to know of a plugin, where the ordinary does not fit it.
+
+    ``params`` replace defaults during checks, whose trainings are short and images tiny (fewer
+    steps, a larger rate). ``backbone`` and ``backbone_params`` name the network that an algorithm
+    is checked on, ``image_size`` its images in pixels.
+    """
+
+    params: Mapping[str, int | float | bool | str | None] = field(default_factory=dict)
+    backbone: str = "conv4"
+    backbone_params: Mapping[str, int | float | bool | str | None] = field(
+        default_factory=lambda: {"width": 8, "pools": 2}
+    )
+    image_size: int = 16
+    excuses: tuple[Excuse, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmSpec:
     """An algorithm, as data.
@@ -187,6 +227,7 @@ class AlgorithmSpec:
     family: Literal[
         "metric", "optimisation", "augmentation", "transductive", "fine-tuning", "other"
     ] = "other"
+    conformance: Conformance = field(default_factory=Conformance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +250,7 @@ class BackboneSpec:
     parameters: tuple[Parameter, ...] = ()
     takes_argument: str = ""
     pretrained_on: str = ""
+    conformance: Conformance = field(default_factory=Conformance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +280,7 @@ class DatasetSpec:
     parameters: tuple[Parameter, ...] = ()
     takes_argument: str = ""
     fetch: str | None = None
+    conformance: Conformance = field(default_factory=Conformance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +294,7 @@ class ProtocolSpec:
     version: int
     summary: str
     resource: str
+    conformance: Conformance = field(default_factory=Conformance)
 
 
 # --- datasets ------------------------------------------------------------------------------------
@@ -318,14 +362,42 @@ class DatasetInfo:
     class_splits: Mapping[str, ClassSplit] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """True boxes of one image.
+
+    ``xyxy``: ``(k, 4)`` float64, left, top, right and bottom edges in pixels of the image as `read`
+    gives it, from its top left corner (a box around the first pixel alone is 0, 0, 1, 1);
+    ``labels``: ``(k,)`` int64; ``ignored``: ``(k,)`` bool, regions in which detections count
+    neither as found nor as false (COCO's crowds, VOC's difficult objects).
+    """
+
+    xyxy: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    ignored: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Predicted boxes of one query image: as `Boxes`, each with a score, higher for surer."""
+
+    xyxy: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
 class Dataset(ABC):
     """Labelled images with random access; nothing is decoded before `read` asks for it.
 
     Attributes (numpy arrays over the ``n`` images):
-        labels: ``(n,)`` int64 class indices, or ``(n, n_labels)`` uint8 for multilabel data.
+        labels: ``(n,)`` int64 class indices, or ``(n, n_labels)`` uint8 for multilabel data. Where
+            the targets are masks or boxes: ``(n, n_labels)`` uint8, which classes occur in an
+            image.
         splits: ``(n,)`` uint8, 0 train, 1 val, 2 test; None when the data come without.
         sites: ``(n,)`` int64 indices into ``info.site_names``; None when not known.
         patients: ``(n,)`` int64 identities; None when not known.
+        spacings: ``(n, 2)`` or ``(n, 3)`` float64, mm between neighbouring pixels along each axis
+            of the images as `read` gives them; None when not known.
     """
 
     info: DatasetInfo
@@ -333,6 +405,7 @@ class Dataset(ABC):
     splits: NDArray[np.uint8] | None = None
     sites: NDArray[np.int64] | None = None
     patients: NDArray[np.int64] | None = None
+    spacings: NDArray[np.float64] | None = None
 
     @property
     @abstractmethod
@@ -345,6 +418,22 @@ class Dataset(ABC):
 
         Raises `DataError` that names the file when an image cannot be decoded.
         """
+
+    def read_masks(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """True masks ``(len(indices), n_labels, H, W)`` or ``(..., D, H, W)``.
+
+        As large as the images of `read`; classes may overlap. Needed with the task kind
+        ``segmentation``; raises `DataError` that names the file when one cannot be decoded.
+        """
+        raise ContractError(
+            f"{self.info.name} has no masks: {type(self).__name__} does not define read_masks."
+        )
+
+    def read_boxes(self, indices: NDArray[np.int64]) -> list[Boxes]:
+        """True boxes of each image, in its pixels. Needed with the task kind ``detection``."""
+        raise ContractError(
+            f"{self.info.name} has no boxes: {type(self).__name__} does not define read_boxes."
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

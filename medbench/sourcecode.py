@@ -24,22 +24,38 @@ def source_digest(module: str) -> str:
 
     The whole package counts where a module cannot be parsed or loads code by name.
     """
-    package = module.partition(".")[0]
-    found = importlib.util.find_spec(package)
     h = hashlib.blake2b(digest_size=16)
-    if found is None or found.origin is None:
+    files = imported_files(module)
+    if not files:
         return h.hexdigest()
-    origin = Path(found.origin)
-    if not found.submodule_search_locations:
-        root, files = origin.parent, {origin}
-    else:
-        root = origin.parent
-        files = _reachable(module, package, root) or set(root.rglob("*.py"))
+    root = _root(module)
     for file in sorted(files):
         name = file.relative_to(root).as_posix().encode()
         body = file.read_bytes()
         h.update(b"%d %s %d " % (len(name), name, len(body)) + body)
     return h.hexdigest()
+
+
+def imported_files(module: str) -> set[Path]:
+    """The files of `module` and of what it imports, directly or not, from its own package.
+
+    Empty where there is no such package, or no file of it.
+    """
+    package = module.partition(".")[0]
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        return set()
+    if not found.submodule_search_locations:
+        return {Path(found.origin)}
+    root = Path(found.origin).parent
+    return _reachable(module, package, root) or set(root.rglob("*.py"))
+
+
+def _root(module: str) -> Path:
+    found = importlib.util.find_spec(module.partition(".")[0])
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
 
 
 def _reachable(module: str, package: str, root: Path) -> set[Path] | None:
@@ -57,14 +73,26 @@ def _reachable(module: str, package: str, root: Path) -> set[Path] | None:
         files.add(file)
         if file.suffix != ".py":
             continue
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):
+        wanted = _wanted(file.read_bytes(), name, package, is_package=file.name == "__init__.py")
+        if wanted is None:
             return None
-        if _loads_by_name(tree):
-            return None
-        waiting += _imported(tree, name, package, is_package=file.name == "__init__.py")
+        waiting += wanted
     return files
+
+
+# Methods share modules, and reading a module's syntax takes milliseconds.
+@cache
+def _wanted(
+    source: bytes, module: str, package: str, *, is_package: bool
+) -> tuple[str, ...] | None:
+    """What the source of a module may import from `package`; None when that cannot be told."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return None
+    if _loads_by_name(tree):
+        return None
+    return tuple(_imported(tree, module, package, is_package=is_package))
 
 
 def _file(module: str, package: str, root: Path) -> Path | None:

@@ -18,6 +18,12 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 REAL_DATA = os.environ.get("MEDBENCH_DATA")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more workers than cores: tests of whole runs wait for processes most of their time."""
+    return (os.cpu_count() or 1) + 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests on real data skip, with the reason, where there are none."""
     for item in items:

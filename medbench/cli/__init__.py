@@ -18,6 +18,7 @@ _COMMANDS = {
     "leaderboard": ("medbench.cli.board", "Show a leaderboard from the records of runs."),
     "retry": ("medbench.cli.run", "Run again what failed of a run."),
     "status": ("medbench.cli.status", "Say what a run has done, and what is missing or stale."),
+    "explain": ("medbench.cli.explain", "Say in words what a cell is and what was measured."),
     "compare": ("medbench.cli.compare", "Compare two algorithms on the episodes they share."),
     "board": ("medbench.cli.publish", "Publish leaderboards: make, add records, build, check."),
     "export": ("medbench.cli.export", "Write records as one tidy Parquet or CSV table."),
@@ -32,6 +33,8 @@ _COMMANDS = {
     "list": ("medbench.cli.show", "List datasets, backbones, algorithms, protocols or suites."),
     "info": ("medbench.cli.show", "Show all about one of them: parameters, traits, citation."),
     "plugins": ("medbench.cli.show", "List plugin distributions, and why one was left out."),
+    "new": ("medbench.cli.new", "Write a new plugin: a distribution that works as it is."),
+    "check": ("medbench.cli.check", "Check that a plugin behaves as medbench relies on."),
     "data": ("medbench.cli.data", "List, download or check data."),
     "doctor": ("medbench.cli.doctor", "Check this installation: versions, devices, data, plugins."),
 }

@@ -40,8 +40,9 @@ def compare_command(
     matters. Over targets also the Bayesian signed-rank test.
 
     \b
-    Example:
+    Examples:
       medbench compare protonet simpleshot leaderboards/sites --matters 0.02
+      medbench compare protonet@conv4 protonet@resnet12 runs/mine
     """
     import dataclasses
     import json

@@ -34,7 +34,13 @@ def board_command() -> None:
 @FOLDER
 @click.option("--suite", required=True, help="A bundled suite's name or a YAML file.")
 def init_command(folder: Path, suite: str) -> int:
-    """Make the FOLDER of a leaderboard for a suite."""
+    """Make the FOLDER of a leaderboard for a suite.
+
+    \b
+    Examples:
+      medbench board init leaderboards/mine --suite my-suite.yaml
+      medbench board init leaderboards/sites --suite sites
+    """
     from medbench.bundled import bundled_suites
     from medbench.config import load_suite
     from medbench.leaderboard.publish import init
@@ -57,6 +63,11 @@ def add_command(folder: Path, records: tuple[Path, ...]) -> int:
     summary, hardware, licences), the suite (protocol, version, episodes) and the records that are
     there (the same data and episodes). With any fault nothing is added, every fault is told, and
     the exit code is 1.
+
+    \b
+    Examples:
+      medbench board add leaderboards/mine runs/mine
+      medbench board add leaderboards/mine submission/records
     """
     from medbench.leaderboard.publish import add, build
 
@@ -72,7 +83,13 @@ def add_command(folder: Path, records: tuple[Path, ...]) -> int:
 @FOLDER
 @click.option("--also", multiple=True, type=click.Choice(_FORMS), help="Write this form too.")
 def build_command(folder: Path, also: tuple[str, ...]) -> int:
-    """Make the tables of FOLDER from its records: the same bytes from the same records."""
+    """Make the tables of FOLDER from its records: the same bytes from the same records.
+
+    \b
+    Examples:
+      medbench board build leaderboards/mine
+      medbench board build leaderboards/mine --also json --also latex
+    """
     from medbench.leaderboard.publish import build, require_board
 
     require_board(folder)
@@ -87,6 +104,10 @@ def check_command(folder: Path) -> int:
     """Say what is wrong with FOLDER: its records, or tables that are not what these make.
 
     Exits with 1 when anything is.
+
+    \b
+    Examples:
+      medbench board check leaderboards/mine
     """
     from medbench.leaderboard.publish import check
 

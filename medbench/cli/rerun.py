@@ -53,8 +53,9 @@ def reproduce_command(
     anew on another machine, rounding grows, and a larger tolerance may be due.
 
     \b
-    Example:
+    Examples:
       medbench reproduce leaderboards/sites/records/NAME.json
+      medbench reproduce NAME.json --tolerance 0.02 --device cpu
     """
     from medbench.records import read_record
 

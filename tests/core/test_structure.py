@@ -31,8 +31,9 @@ LAYERS = [
     },
     {"quiet"},
     {"episodes", "plugins", "yamlfile", "metrics"},
+    {"scaffold"},
     {"protocols", "records"},
-    {"briefs"},
+    {"briefs", "explain"},
     {"shelf"},
     {
         "config",
@@ -54,7 +55,7 @@ LAYERS = [
     {"lanes", "leaderboard", "training_job", "gate"},
     {"worker"},
     {"engine"},
-    {"rerun", "pytest_cells"},
+    {"conformance", "rerun", "pytest_cells"},
     {"pytest_plugin"},
     {"cli"},
     {"__main__"},
@@ -151,9 +152,22 @@ SITES = str(ROOT.parent / "leaderboards" / "sites")
         (["list"], [*_HEAVY, "numpy", "rich", "pyarrow"]),
         (["info", "maml"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
         (["leaderboard", "--help"], [*_HEAVY, "numpy", "pluggy", "pyarrow"]),
+        (["explain", "--help"], [*_HEAVY, "numpy", "pluggy", "pyarrow"]),
+        (["check", "--help"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
+        (["new", "--help"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
         (["leaderboard", SITES], [*_HEAVY, "medbench.plugins", "yaml"]),
     ],
-    ids=["help", "run-help", "list", "info", "leaderboard-help", "leaderboard"],
+    ids=[
+        "help",
+        "run-help",
+        "list",
+        "info",
+        "leaderboard-help",
+        "explain-help",
+        "check-help",
+        "new-help",
+        "leaderboard",
+    ],
 )
 def test_a_command_loads_no_more_than_it_needs(arguments, without):
     code = (
@@ -179,3 +193,12 @@ def test_every_metric_has_a_name_in_tables():
     from medbench.metrics import ALL_METRICS
 
     assert tuple(METRICS) == ALL_METRICS
+
+
+def test_scores_need_neither_torch_nor_a_library_of_boxes_before_boxes_are_scored():
+    code = (
+        "import sys, medbench.metrics;"
+        "print([m for m in ('torch', 'monai', 'pycocotools') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from medbench.api import AlgorithmSpec
 from medbench_algorithms.specs import (
     augmentation,
+    conformance,
     feature_maps,
     fine_tuning,
     metric,
@@ -16,7 +17,7 @@ from medbench_algorithms.specs import (
 
 __all__ = ["ALL"]
 
-ALL: tuple[AlgorithmSpec, ...] = (
+_SPECS: tuple[AlgorithmSpec, ...] = (
     *metric.SPECS,
     *feature_maps.SPECS,
     *optimisation.SPECS,
@@ -26,3 +27,5 @@ ALL: tuple[AlgorithmSpec, ...] = (
     *fine_tuning.SPECS,
     *pretraining.SPECS,
 )
+
+ALL = tuple(conformance.with_conformance(spec) for spec in _SPECS)

@@ -1,0 +1,223 @@
+"""What checks give to a plugin: tiny images of separable classes, tasks and trainings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medbench.api import (
+    Backbone,
+    Budget,
+    Citation,
+    Dataset,
+    DatasetInfo,
+    DatasetSpec,
+    Support,
+    derive_seed,
+)
+from medbench.embed import forward, to_input
+from medbench.opened import Opened
+from medbench.plugins import Entry, Plugin
+from medbench.pools import all_classes, source_set
+from medbench.protocols import DatasetRef, Protocol, TrainShape
+from medbench.source import TaskSource
+from medbench.training import Run
+
+N_CLASSES = 8
+_PER_CLASS = 40
+_SIZE = 16
+_NOISE = 0.1
+_CPU = torch.device("cpu")
+
+
+@final
+class Stripes(Dataset):
+    """Striped images ``(16, 16, 1)``: a class is a frequency and an angle, its phase varies."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.labels = np.repeat(np.arange(N_CLASSES), _PER_CLASS).astype(np.int64)
+        self.info = DatasetInfo(
+            name="stripes",
+            label_names=tuple(f"stripes {i}" for i in range(N_CLASSES)),
+            image_shape=(_SIZE, _SIZE, 1),
+            domain="stripes",
+            modality="made up",
+            licence="CC0-1.0",
+        )
+        frequency = 1.0 + self.labels // 4
+        angle = (self.labels % 4) * np.pi / 4
+        phase = rng.uniform(0.0, 0.4, len(self.labels))
+        at = np.arange(_SIZE) / _SIZE
+        wave = (
+            at[None, :, None] * np.cos(angle)[:, None, None]
+            + at[None, None, :] * np.sin(angle)[:, None, None]
+        )
+        images = 0.5 + 0.35 * np.sin(
+            2 * np.pi * (frequency[:, None, None] * wave + phase[:, None, None])
+        )
+        images += 0.35 * _NOISE * rng.standard_normal(images.shape)
+        self._pixels = (255 * images.clip(0, 1)).astype(np.uint8)[..., None]
+
+    @property
+    def digest(self) -> str:
+        """Of the pixels."""
+        return hashlib.blake2b(self._pixels.tobytes(), digest_size=16).hexdigest()
+
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images ``(n, 16, 16, 1)``."""
+        return self._pixels[indices]
+
+
+@cache
+def stripes() -> Stripes:
+    """The data set of this process."""
+    return Stripes()
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One task as raw images: what a check shows to a plugin in the form it works on."""
+
+    support: NDArray[np.uint8]
+    labels: Tensor
+    query: NDArray[np.uint8]
+    asked: Tensor
+    n_way: int
+    seed: int
+
+
+def episode(
+    number: int = 0, shots: Sequence[int] = (3, 3, 3), n_query: int = 9, *, noise: bool = False
+) -> Episode:
+    """Task `number` of a shape: a function of its arguments alone.
+
+    Support images are sorted by class, with `shots` images each; queries come in random order.
+    With `noise` images are random pixels, of which no label can be told.
+    """
+    rng = np.random.default_rng(derive_seed("episode", number, tuple(shots), n_query, noise))
+    way, data = len(shots), stripes()
+    classes = rng.permutation(N_CLASSES)[:way]
+    labels = np.repeat(np.arange(way), shots)
+    asked = rng.permutation(np.arange(n_query) % way)
+    order = rng.permuted(np.tile(np.arange(_PER_CLASS), (way, 1)), axis=1)
+    taken = np.zeros(way, np.int64)
+    rows = []
+    for c in [*labels, *asked]:
+        rows.append(int(classes[c]) * _PER_CLASS + int(order[c, taken[c]]))
+        taken[c] += 1
+    images = data.read(np.array(rows))
+    if noise:
+        images = rng.integers(0, 256, images.shape, dtype=np.uint8)
+    n = len(labels)
+    return Episode(
+        images[:n],
+        torch.from_numpy(labels.astype(np.int64)),
+        images[n:],
+        torch.from_numpy(asked.astype(np.int64)),
+        way,
+        derive_seed("adapt", number),
+    )
+
+
+def seen(
+    images: NDArray[np.uint8], backbone: Backbone, works_on: str, device: torch.device = _CPU
+) -> Tensor:
+    """Raw images as an algorithm sees them: network inputs, features or maps."""
+    x = to_input(images, backbone.input, device)
+    if works_on == "images":
+        return x
+    with torch.no_grad():
+        return forward(backbone, x, "maps" if works_on == "maps" else "features")
+
+
+def given(
+    one: Episode, backbone: Backbone, works_on: str, device: torch.device = _CPU
+) -> tuple[Support, Tensor]:
+    """Support set and queries of an episode, in the form an algorithm works on."""
+    inputs = seen(one.support, backbone, works_on, device)
+    support = Support(inputs, one.labels.to(device), one.n_way, (one.seed,))
+    return support, seen(one.query, backbone, works_on, device)
+
+
+def together(pairs: Sequence[tuple[Support, Tensor]]) -> tuple[Support, Tensor]:
+    """Episodes of one shape as a batch."""
+    supports = [support for support, _ in pairs]
+    batch = Support(
+        torch.stack([s.inputs for s in supports]),
+        torch.stack([s.labels for s in supports]),
+        supports[0].n_way,
+        tuple(s.seeds[0] for s in supports),
+    )
+    return batch, torch.stack([query for _, query in pairs])
+
+
+# --- meta-training -------------------------------------------------------------------------------
+
+_RULES = Protocol(
+    name="conformance",
+    version=1,
+    summary="Stripes, for checks of plugins",
+    setting="leave_one_site_out",
+    datasets=(DatasetRef(name="stripes"),),
+    image_size=_SIZE,
+    channels=1,
+    train=TrainShape(way=3, shot=2, query=4, episodes=6),
+    validation_episodes=2,
+)
+
+
+def _opened() -> Opened:
+    spec = DatasetSpec(
+        name="stripes",
+        version="1",
+        factory="medbench.conformance.material:stripes",
+        summary="Stripes",
+        modality="made up",
+        domain="stripes",
+        licence="CC0-1.0",
+        citation=Citation(title="Stripes", authors="medbench", venue="none", year=2026),
+    )
+    plugin = Plugin("medbench", "0", "conformance", __name__, (), 0.0)
+    return Opened(DatasetRef(name="stripes"), Entry("datasets", spec, plugin), {}, stripes())
+
+
+def source(backbone: Backbone, params: dict[str, Any], seed: int = 0) -> TaskSource:
+    """Source tasks of stripes: three ways, two shots, four queries where `params` say nothing."""
+    opened = _opened()
+    everything = np.arange(len(opened.dataset.labels))
+    one = source_set(_RULES, opened, None, everything, all_classes(opened), None)
+    assert one is not None
+    shape = {k: params.get(f"train_{k}") for k in ("way", "shot", "query")}
+    return TaskSource([one], backbone.input, _CPU, seed, shape)
+
+
+def training(tasks: TaskSource, n_tasks: int, seed: int = 0) -> Run:
+    """A meta-training with a budget of `n_tasks` tasks, without checkpoints."""
+    images = n_tasks * tasks.images_per_task
+    return Run(
+        budget=Budget(images=images, episodes=n_tasks),
+        seed=seed,
+        device=_CPU,
+        source=tasks,
+        validation_episodes=_RULES.validation_episodes,
+    )
+
+
+def renamed(one: Episode, names: Tensor) -> Episode:
+    """The same task with class c called ``names[c]``."""
+    return replace(one, labels=names[one.labels], asked=names[one.asked])
+
+
+def reordered(one: Episode, seed: int = 1) -> Episode:
+    """The same task with its support images in another order."""
+    order = np.random.default_rng(seed).permutation(len(one.labels))
+    return replace(one, support=one.support[order], labels=one.labels[torch.from_numpy(order)])

@@ -1,0 +1,161 @@
+"""New plugin distributions, from the templates inside the package."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import re
+import string
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from medbench import __version__
+from medbench.errors import OutputError, UsageError
+from medbench.files import atomic
+from medbench.plugins import Registry
+
+Kind = Literal["algorithm", "backbone", "dataset", "protocol"]
+KINDS: tuple[Kind, ...] = ("algorithm", "backbone", "dataset", "protocol")
+_WORD = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_LONGEST = 60
+_SUMMARIES: dict[Kind, str] = {
+    "algorithm": "A nearest-mean classifier",
+    "backbone": "A small convolutional network",
+    "dataset": "A data set of two hospitals",
+    "protocol": "A rule of comparison",
+}
+_NEXT: dict[Kind, str] = {
+    "algorithm": "The spec is in `src/@@package/__init__.py`, the method in `algorithm.py`. Change "
+    "both, then say in the spec what is yours: summary, citation, licence, traits.",
+    "backbone": "The spec is in `src/@@package/__init__.py`, the network in `backbone.py`. Change "
+    "both, then say in the spec what is yours: summary, citation, licence, pretrained_on.",
+    "dataset": "The specs are in `src/@@package/__init__.py`, the images in `dataset.py`, the "
+    "rules of comparison in `sites.yaml`. Change them, then say in the spec what is yours: "
+    "summary, modality, domain, citation, licence.",
+    "protocol": "The rules are in `src/@@package/rules.yaml`; the spec in `__init__.py` names "
+    "them.",
+}
+_RUN: dict[Kind, str] = {
+    "algorithm": "medbench run quickstart --set 'algorithms=[@@name, protonet]'",
+    "backbone": "medbench run quickstart --set 'backbones=[@@name]'",
+    "dataset": "medbench run quickstart --set 'protocols=[@@name-sites]'",
+    "protocol": "medbench run quickstart --set 'protocols=[@@name]'",
+}
+
+
+class _Template(string.Template):
+    # A dollar sign means something in workflows and shells.
+    delimiter = "@@"
+
+
+def scaffold(kind: Kind, name: str, registry: Registry, folder: Path | None = None) -> list[Path]:
+    """Write the distribution of a new plugin called `name` and return its files.
+
+    `name` is ``PREFIX/NAME``; the folder (default: ``PREFIX-NAME`` here) must not exist. Raises
+    `UsageError` for a name that cannot be used, `OutputError` when nothing can be written.
+    """
+    distribution = _distribution(kind, name, registry)
+    folder = Path(distribution) if folder is None else folder
+    if folder.exists() or folder.is_symlink():
+        raise UsageError(
+            f"{folder} is already there, and is left as it is. Name another folder with --out."
+        )
+    values = _values(kind, name, distribution)
+    written = []
+    for source, target in _files(kind, values["package"]):
+        path = folder / target
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(path) as temporary:
+                text = _Template(source.read_text(encoding="utf-8")).substitute(values)
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error}.") from error
+        written.append(path)
+    return written
+
+
+def run_line(kind: Kind, name: str) -> str:
+    """The command that measures a new plugin in the quickstart suite."""
+    return _Template(_RUN[kind]).substitute(name=name)
+
+
+def _values(kind: Kind, name: str, distribution: str) -> dict[str, str]:
+    package = distribution.replace("-", "_")
+    words = name.partition("/")[2].split("-")
+    values = {
+        "name": name,
+        "distribution": distribution,
+        "package": package,
+        "class_name": "".join(word.capitalize() for word in words),
+        "title": " ".join(words).capitalize(),
+        "summary": _SUMMARIES[kind],
+        "year": str(datetime.now(UTC).year),
+        "medbench_version": __version__,
+    }
+    names = [name, f"{name}-sites"] if kind == "dataset" else [name]
+    values["names_quoted"] = ", ".join(f'"{n}"' for n in names)
+    values["run_short"] = f"medbench check {' '.join(names)}"
+    values["run"] = run_line(kind, name)
+    values["next"] = _Template(_NEXT[kind]).substitute(values)
+    return values
+
+
+def _files(kind: Kind, package: str) -> list[tuple[Path, Path]]:
+    """Each template file, and where it goes below the new folder."""
+    found = []
+    for part in ("common", kind):
+        root = Path(__file__).with_name("templates") / part
+        for source in sorted(root.rglob("*.tmpl")):
+            parts = [
+                re.sub("^dot_", ".", p).replace("PACKAGE", package)
+                for p in source.relative_to(root).parts
+            ]
+            found.append((source, Path(*parts).with_name(parts[-1].removesuffix(".tmpl"))))
+    return found
+
+
+def _distribution(kind: Kind, name: str, registry: Registry) -> str:
+    """The distribution's name for a plugin's, when all names that follow can be used."""
+    prefix, slash, rest = name.partition("/")
+    if not slash:
+        raise UsageError(
+            f"NAME {name!r} has no prefix: write your group's or your own before a slash, such as "
+            f"'acme/{_suggestion(name)}', so that no two plugins have one name."
+        )
+    for word in (prefix, rest):
+        if not _WORD.fullmatch(word):
+            suggested = f"{_suggestion(prefix)}/{_suggestion(rest)}"
+            raise UsageError(
+                f"NAME {name!r}: a name is of small letters, digits and single dashes, and begins "
+                f"with a letter, such as {suggested!r}."
+            )
+    if len(name) > _LONGEST:
+        raise UsageError(f"NAME {name!r} has {len(name)} characters; {_LONGEST} is the most.")
+    if name in registry.entries[f"{kind}s"]:
+        origin = registry.entries[f"{kind}s"][name].origin()
+        raise UsageError(f"There is a {kind} called {name!r} already, from {origin}.")
+    distribution = f"{prefix}-{rest}"
+    package = distribution.replace("-", "_")
+    class_name = "".join(word.capitalize() for word in rest.split("-"))
+    if keyword.iskeyword(package) or package in sys.stdlib_module_names:
+        raise UsageError(f"NAME {name!r} makes a package {package!r}, which Python has already.")
+    if keyword.iskeyword(class_name) or class_name in _TAKEN:
+        raise UsageError(
+            f"NAME {name!r} makes a class {class_name!r}, which the code beside it imports; "
+            "choose another name."
+        )
+    if importlib.util.find_spec(package) is not None:
+        raise UsageError(
+            f"NAME {name!r} makes a package {package!r}, and one of that name is installed."
+        )
+    return distribution
+
+
+_TAKEN = ("Algorithm", "Predictor", "Means", "Backbone", "InputSpec", "Dataset", "DatasetInfo")
+
+
+def _suggestion(word: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-0123456789") or "mine"
