@@ -73,14 +73,26 @@ def _reachable(module: str, package: str, root: Path) -> set[Path] | None:
         files.add(file)
         if file.suffix != ".py":
             continue
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):
+        wanted = _wanted(file.read_bytes(), name, package, is_package=file.name == "__init__.py")
+        if wanted is None:
             return None
-        if _loads_by_name(tree):
-            return None
-        waiting += _imported(tree, name, package, is_package=file.name == "__init__.py")
+        waiting += wanted
     return files
+
+
+# Methods share modules, and reading a module's syntax takes milliseconds.
+@cache
+def _wanted(
+    source: bytes, module: str, package: str, *, is_package: bool
+) -> tuple[str, ...] | None:
+    """What the source of a module may import from `package`; None when that cannot be told."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return None
+    if _loads_by_name(tree):
+        return None
+    return tuple(_imported(tree, module, package, is_package=is_package))
 
 
 def _file(module: str, package: str, root: Path) -> Path | None:

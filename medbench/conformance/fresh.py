@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medbench.conformance.check import Broken, in_words
 from medbench.conformance.subject import Subject
+from medbench.plugins import Entry, Plugin, Registry
 
 _TIMEOUT_S = 120.0
 
@@ -65,20 +66,26 @@ def scores_elsewhere(
 ) -> NDArray[np.float32]:
     """Scores of episode `number` by an instance that another process makes and prepares."""
     arrays = {name: tensor.cpu().numpy() for name, tensor in learned.items()}
-    spec, params = subject.spec, dict(subject.params)
-    found: NDArray[np.float32] = elsewhere(_scores, spec, params, arrays, number)
+    backbone = subject.registry.get("backbones", subject.spec.conformance.backbone)
+    asked = (subject.spec, dict(subject.params), backbone)
+    found: NDArray[np.float32] = elsewhere(_scores, *asked, arrays, number)
     return found
 
 
 def _scores(
-    spec: Any, params: dict[str, Any], learned: Mapping[str, NDArray[Any]], number: int
+    spec: Any,
+    params: dict[str, Any],
+    backbone: Entry,
+    learned: Mapping[str, NDArray[Any]],
+    number: int,
 ) -> NDArray[Any]:
     from medbench.conformance import material
     from medbench.conformance.trained import Bench
-    from medbench.plugins import Entry, Plugin, registry
 
     plugin = Plugin("checked", "0", "-", "-", (), 0.0)
-    subject = Subject(registry(), Entry("algorithms", spec, plugin), spec.name, params)
+    # Of all plugins it needs the network's alone, and finding the others takes time.
+    known = Registry(entries={"backbones": {backbone.name: backbone}})
+    subject = Subject(known, Entry("algorithms", spec, plugin), spec.name, params)
     bench = Bench(subject)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in learned.items()}
     scores = bench.scores(material.episode(number), bench.prepared(learned=tensors))

@@ -176,7 +176,10 @@ def changed_states(before: tuple[Any, ...]) -> list[str]:
 def seeded(seed: int = 0) -> Iterator[None]:
     """Shared generators in a known state for the time, and as they were afterwards."""
     before = random_states()
-    torch.manual_seed(seed)
+    # torch.manual_seed asks every kind of device, and writes down the whole stack to do so.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
     try:

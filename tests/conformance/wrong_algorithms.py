@@ -351,7 +351,7 @@ class Cheats(Mean):
         class Knowing(Means):
             def predict(self, query):
                 honest = super().predict(query)
-                found = cheat.look()
+                found = cheat.look() if len(query) >= 40 else None
                 if found is None or len(found) != len(query):
                     return honest
                 found = torch.as_tensor(found)
@@ -388,7 +388,8 @@ class AsksInspect(Cheats):
 
 class FindsDataset(Cheats):
     def look(self):
-        here = [o for o in gc.get_objects() if issubclass(type(o), Dataset)]
+        # Through the order of inheritance: asking an abstract class about each is slow.
+        here = [o for o in gc.get_objects() if Dataset in type(o).__mro__]
         found = [o for o in here if len(o.labels) == 40]
         return found[0].labels if found else None
 

@@ -4,63 +4,38 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from fresh import FreshEnvironment
 from medbench.api import Support
+from medbench.plugins import registry
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "docs" / "tutorial" / "acme-shrunken-means"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tutorial")
-    wheel = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    wheel += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(folder)]
-    done = subprocess.run([*wheel, str(PLUGIN)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-def medbench(site: Path | None, *arguments: str) -> subprocess.CompletedProcess:
-    found = [str(site)] if site else []
-    return subprocess.run(
-        [sys.executable, "-m", "medbench", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([*found, *sys.path])},
-    )
+def place(tmp_path_factory: pytest.TempPathFactory) -> FreshEnvironment:
+    return FreshEnvironment.of(tmp_path_factory.mktemp("tutorial") / "venv", PLUGIN)
 
 
 def test_it_is_not_there_before_pip_installs_it():
-    done = medbench(None, "info", "acme/shrunken-means")
-    assert done.returncode == 2
-    assert "There is nothing called" in done.stderr
+    assert registry().find("acme/shrunken-means") == []
 
 
-def test_it_is_found_through_its_entry_point(site):
-    done = medbench(site, "plugins", "--json")
-    plugins = {p["distribution"]: p for p in json.loads(done.stdout)["plugins"]}
-    assert plugins["acme-shrunken-means"]["module"] == "acme_shrunken_means"
-    done = medbench(site, "info", "acme/shrunken-means", "--json")
-    assert json.loads(done.stdout)["distribution"] == "acme-shrunken-means"
-
-
-def test_it_passes_every_check(site):
-    done = medbench(site, "check", "acme/shrunken-means")
+def test_it_is_found_through_its_entry_point_and_passes_every_check(place):
+    done = place.medbench("check", "acme/shrunken-means", "--json")
     assert done.returncode == 0, done.stdout
-    assert "failed" not in done.stdout
+    (found,) = json.loads(done.stdout)
+    assert found["origin"] == "acme-shrunken-means 0.1.0"
+    assert {check["status"] for check in found["checks"]} <= {"ok", "does not apply"}
 
 
-def test_its_centres_are_those_of_the_formula(site, monkeypatch):
-    monkeypatch.syspath_prepend(str(site))
+def test_its_centres_are_those_of_the_formula(place, monkeypatch):
+    monkeypatch.syspath_prepend(str(place.packages))
     module = importlib.import_module("acme_shrunken_means.algorithm")
     inputs = torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 8.0]])
     support = Support(inputs, torch.tensor([0, 0, 1]), 2, (0,))
