@@ -125,7 +125,14 @@ _PARTS = {
     "Algorithms": (api.Algorithm, api.Predictor, api.Support),
     "Meta-training": (api.Source, api.Task, api.TrainingRun, api.Budget),
     "Backbones": (network.Backbone, api.InputSpec),
-    "Data sets": (api.Dataset, api.DatasetInfo, api.ClassSplit, api.Place),
+    "Data sets": (
+        api.Dataset,
+        api.DatasetInfo,
+        api.ClassSplit,
+        api.Place,
+        api.Boxes,
+        api.Detections,
+    ),
 }
 _SPECS = (
     api.AlgorithmSpec,

@@ -44,6 +44,7 @@ __all__ = [
     "AlgorithmSpec",
     "Backbone",
     "BackboneSpec",
+    "Boxes",
     "Budget",
     "Citation",
     "ClassSplit",
@@ -54,6 +55,7 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "DatasetSpec",
+    "Detections",
     "Excuse",
     "InputSpec",
     "MedbenchError",
@@ -360,14 +362,42 @@ class DatasetInfo:
     class_splits: Mapping[str, ClassSplit] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """True boxes of one image.
+
+    ``xyxy``: ``(k, 4)`` float64, left, top, right and bottom edges in pixels of the image as `read`
+    gives it, from its top left corner (a box around the first pixel alone is 0, 0, 1, 1);
+    ``labels``: ``(k,)`` int64; ``ignored``: ``(k,)`` bool, regions in which detections count
+    neither as found nor as false (COCO's crowds, VOC's difficult objects).
+    """
+
+    xyxy: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    ignored: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Predicted boxes of one query image: as `Boxes`, each with a score, higher for surer."""
+
+    xyxy: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
 class Dataset(ABC):
     """Labelled images with random access; nothing is decoded before `read` asks for it.
 
     Attributes (numpy arrays over the ``n`` images):
-        labels: ``(n,)`` int64 class indices, or ``(n, n_labels)`` uint8 for multilabel data.
+        labels: ``(n,)`` int64 class indices, or ``(n, n_labels)`` uint8 for multilabel data. Where
+            the targets are masks or boxes: ``(n, n_labels)`` uint8, which classes occur in an
+            image.
         splits: ``(n,)`` uint8, 0 train, 1 val, 2 test; None when the data come without.
         sites: ``(n,)`` int64 indices into ``info.site_names``; None when not known.
         patients: ``(n,)`` int64 identities; None when not known.
+        spacings: ``(n, 2)`` or ``(n, 3)`` float64, mm between neighbouring pixels along each axis
+            of the images as `read` gives them; None when not known.
     """
 
     info: DatasetInfo
@@ -375,6 +405,7 @@ class Dataset(ABC):
     splits: NDArray[np.uint8] | None = None
     sites: NDArray[np.int64] | None = None
     patients: NDArray[np.int64] | None = None
+    spacings: NDArray[np.float64] | None = None
 
     @property
     @abstractmethod
@@ -387,6 +418,22 @@ class Dataset(ABC):
 
         Raises `DataError` that names the file when an image cannot be decoded.
         """
+
+    def read_masks(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """True masks ``(len(indices), n_labels, H, W)`` or ``(..., D, H, W)``.
+
+        As large as the images of `read`; classes may overlap. Needed with the task kind
+        ``segmentation``; raises `DataError` that names the file when one cannot be decoded.
+        """
+        raise ContractError(
+            f"{self.info.name} has no masks: {type(self).__name__} does not define read_masks."
+        )
+
+    def read_boxes(self, indices: NDArray[np.int64]) -> list[Boxes]:
+        """True boxes of each image, in its pixels. Needed with the task kind ``detection``."""
+        raise ContractError(
+            f"{self.info.name} has no boxes: {type(self).__name__} does not define read_boxes."
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -72,16 +72,16 @@ def open_dataset(registry: Registry, ref: DatasetRef, place: Place) -> Opened:
 def _check_dataset(dataset: Dataset) -> None:
     """The promises that everything here builds on. Raises `ContractError`."""
     n = len(dataset.labels)
-    for what in ("splits", "sites", "patients"):
+    for what in ("splits", "sites", "patients", "spacings"):
         array = getattr(dataset, what)
         if array is not None and len(array) != n:
             raise ContractError(f"{what} has {len(array)} entries for {n} images.")
-    if dataset.info.task_kind == "multilabel":
+    if dataset.info.task_kind != "classification":
         wanted = (n, len(dataset.info.label_names))
         if dataset.labels.shape != wanted or not np.isin(dataset.labels, (0, 1)).all():
             raise ContractError(
-                f"labels of a multilabel dataset must be {wanted} of 0 and 1, and are "
-                f"{dataset.labels.shape} {dataset.labels.dtype}."
+                f"labels of a {dataset.info.task_kind} dataset must be {wanted} of 0 and 1, and "
+                f"are {dataset.labels.shape} {dataset.labels.dtype}."
             )
     if dataset.info.task_kind == "classification":
         if dataset.labels.ndim != 1 or dataset.labels.dtype.kind not in "iu":

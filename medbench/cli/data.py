@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medbench.errors import DataError, DataMissing, MedbenchError, UsageError
 from medbench.plugins import load_factory, registry, resolve_params
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from medbench.api import Dataset
+
+_BLOCK_BYTES = 64 << 20
 
 
 @click.group("data")
@@ -93,13 +102,14 @@ def get(names: tuple[str, ...], params: tuple[str, ...]) -> None:
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Such as size=64.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> None:
-    """Open datasets, decode every image, and report what is there.
+    """Open datasets, decode every image with its mask or boxes, and report what is there.
 
     \b
     Examples:
       medbench data check medmnist/retina
       medbench data check npz:mine.npz
       medbench data check csv:chest/index.csv --param label_column=view
+      medbench data check masks:nuclei --param kind=instance
     """
     import numpy as np
 
@@ -113,16 +123,21 @@ def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> Non
         dataset = opened.dataset
         info = dataset.info
         n = len(dataset)
-        bar = click.progressbar(range(0, n, 256), label=name, file=sys.stderr)
+        step, n_boxes = _BLOCK_BYTES // max(1, math.prod(info.image_shape)), 0
+        if info.task_kind == "segmentation":
+            step //= len(info.label_names)
+        step = int(min(max(step, 1), 256))
+        bar = click.progressbar(range(0, n, step), label=name, file=sys.stderr)
         with bar as starts:
             for start in starts:
-                rows = np.arange(start, min(n, start + 256))
+                rows = np.arange(start, min(n, start + step))
                 images = dataset.read(rows)
                 if images.shape != (len(rows), *info.image_shape) or images.dtype != np.uint8:
                     raise DataError(
                         f"{name}: images {start} and on are {images.shape} {images.dtype}, and "
                         f"{(len(rows), *info.image_shape)} uint8 was promised."
                     )
+                n_boxes += _check_targets(name, dataset, rows)
         report: dict[str, Any] = {
             "name": name,
             "images": n,
@@ -136,6 +151,10 @@ def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> Non
             "sites": None,
             "patients": None,
         }
+        if info.task_kind == "detection":
+            report["boxes"] = n_boxes
+        if dataset.spacings is not None:
+            report["spacing_mm"] = np.median(dataset.spacings, axis=0).round(4).tolist()
         if dataset.labels.ndim == 1:
             counts = np.bincount(dataset.labels, minlength=len(info.label_names))
             report["classes"] = dict(zip(info.label_names, counts.tolist(), strict=True))
@@ -166,3 +185,40 @@ def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> Non
                 more = len(value) - len(shown)
                 value = text + (f", and {more} more" if more else "")
             click.echo(f"  {key}: {value}")
+
+
+def _check_targets(name: str, dataset: Dataset, rows: NDArray[np.int64]) -> int:
+    """Read masks or boxes, hold them to what the dataset promises; how many boxes there are."""
+    import numpy as np
+
+    info, labels = dataset.info, dataset.labels
+    said = "labels must be 1 exactly for the classes that occur in an image"
+    if info.task_kind == "segmentation":
+        masks = dataset.read_masks(rows)
+        wanted = (len(rows), len(info.label_names), *info.image_shape[:-1])
+        if masks.shape != wanted or masks.dtype != np.bool_:
+            raise DataError(
+                f"{name}: masks {rows[0]} and on are {masks.shape} {masks.dtype}, and {wanted} "
+                "bool was promised."
+            )
+        # Resizing may lose a small structure, and never makes one.
+        found = masks.any(axis=tuple(range(2, masks.ndim)))
+        if (found & (labels[rows] == 0)).any():
+            raise DataError(
+                f"{name}: masks {rows[0]} and on hold classes that labels lack; {said}."
+            )
+        return 0
+    if info.task_kind != "detection":
+        return 0
+    n_boxes = 0
+    height, width = info.image_shape[:2]
+    for row, boxes in zip(rows.tolist(), dataset.read_boxes(rows), strict=True):
+        n_boxes += len(boxes.labels)
+        limits = np.array([width, height, width, height]) + 1e-6
+        if (boxes.xyxy < -1e-6).any() or (boxes.xyxy > limits).any():
+            raise DataError(f"{name}: image {row} has a box outside its {width} x {height} pixels.")
+        present = np.zeros(len(info.label_names), np.bool_)
+        present[boxes.labels[~boxes.ignored]] = True
+        if (present != labels[row].astype(np.bool_)).any():
+            raise DataError(f"{name}: boxes and labels of image {row} differ; {said}.")
+    return n_boxes

@@ -8,6 +8,12 @@ from medbench.api import DatasetSpec, hookimpl
 @hookimpl
 def medbench_datasets() -> list[DatasetSpec]:
     """Every dataset this plugin brings."""
-    from medbench_datasets import _specs
+    from medbench_datasets import _specs, _target_specs
 
-    return [_specs.SYNTHETIC, *_specs.medmnist(), *_specs.USER, _specs.OMNIGLOT]
+    return [
+        _specs.SYNTHETIC,
+        *_specs.medmnist(),
+        *_specs.USER,
+        *_target_specs.TARGETS,
+        _specs.OMNIGLOT,
+    ]

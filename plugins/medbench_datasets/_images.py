@@ -110,7 +110,7 @@ def read_headers(root: Path, names: Sequence[str], cache: Path) -> Headers:
     all_grey = True
     sizes: set[tuple[int, int]] = set()
     for name in names:
-        grey, size = _header(root / name)
+        grey, size = header_of(root / name)
         all_grey = all_grey and grey
         if len(sizes) < 2:
             sizes.add(size)
@@ -128,8 +128,8 @@ def image_shape(headers: Headers, size: int | None, channels: int | None) -> tup
     return height, width, channels or (1 if headers.all_grey else 3)
 
 
-def _header(path: Path) -> tuple[bool, tuple[int, int]]:
-    """Whether the image is grey, and its ``(H, W)``."""
+def header_of(path: Path) -> tuple[bool, tuple[int, int]]:
+    """Whether the image is grey, and its ``(H, W)``; raises `DataError` when it is no image."""
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
             f"{path} is not an image by its name; expected {', '.join(SUFFIXES)}. Move it out of "

@@ -102,7 +102,7 @@ def read_contents(file: NpzFile, *, n_dims: int | None, n_classes: int | None) -
             f"{path} has the parts {' and '.join(parts)} but no test part: expected test_images "
             "and test_labels as well, or everything in one part."
         )
-    shapes = {p: _image_shape(file, f"{p}_images", n_dims) for p in parts}
+    shapes = {p: stored_shape(file, f"{p}_images", n_dims) for p in parts}
     if len(set(shapes.values())) > 1:
         seen = ", ".join(f"{p} {shape}" for p, shape in shapes.items())
         raise DataError(f"{path}: image shapes differ between parts ({seen}); expected one shape.")
@@ -115,8 +115,8 @@ def read_contents(file: NpzFile, *, n_dims: int | None, n_classes: int | None) -
     if len(parts) > 1:
         codes = [PARTS.index(p) for p in parts]
         splits = np.repeat(np.array(codes, np.uint8), [lengths[p] for p in parts])
-    sites, site_names = _identities(file, parts, lengths, "sites")
-    patients, _ = _identities(file, parts, lengths, "patients")
+    sites, site_names = identities(file, parts, lengths, "sites")
+    patients, _ = identities(file, parts, lengths, "patients")
     every_label = np.concatenate(labels)
     if len(every_label) == 0:
         raise DataError(f"{path} holds no images: expected at least one.")
@@ -159,7 +159,7 @@ def check_range(labels: NDArray[Any], n_classes: int | None, path: Path) -> None
         )
 
 
-def _image_shape(file: NpzFile, name: str, n_dims: int | None) -> tuple[int, ...]:
+def stored_shape(file: NpzFile, name: str, n_dims: int | None) -> tuple[int, ...]:
     """``(H, W, C)`` or ``(D, H, W, C)`` of an array of images; checks its type."""
     header = file.header(name)
     if header.dtype != np.uint8:
@@ -228,7 +228,7 @@ def _is_binary(values: NDArray[Any]) -> bool:
     return bool(((values == 0) | (values == 1)).all())
 
 
-def _identities(
+def identities(
     file: NpzFile, parts: Sequence[str], lengths: dict[str, int], what: str
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     """Indices and sorted names of sites or patients; None when no part has them."""

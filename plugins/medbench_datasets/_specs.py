@@ -5,14 +5,14 @@ from __future__ import annotations
 from medbench.api import Citation, DatasetSpec, Parameter
 from medbench_datasets._medmnist_facts import CITATION, MEDMNIST
 
-_USERS_OWN = Citation(
+USERS_OWN = Citation(
     title="The user's own data",
     authors="stated by the user",
     venue="unpublished, or cited by the user",
     year=2025,
 )
 
-_DESCRIPTION = (
+DESCRIPTION = (
     Parameter(
         "domain",
         None,
@@ -26,7 +26,7 @@ _DESCRIPTION = (
     Parameter("non_commercial", False, "whether the licence forbids commercial use", "bool"),
 )
 
-_SHAPE = (
+SHAPE = (
     Parameter(
         "size",
         None,
@@ -83,10 +83,10 @@ USER = (
         modality="unstated",
         domain="user",
         licence="unstated",
-        citation=_USERS_OWN,
+        citation=USERS_OWN,
         takes_argument="PATH",
         parameters=(
-            *_DESCRIPTION,
+            *DESCRIPTION,
             Parameter(
                 "labels",
                 None,
@@ -104,7 +104,7 @@ USER = (
         modality="unstated",
         domain="user",
         licence="unstated",
-        citation=_USERS_OWN,
+        citation=USERS_OWN,
         takes_argument="PATH",
         parameters=(
             Parameter(
@@ -114,8 +114,8 @@ USER = (
                 "str",
                 choices=("auto", "class", "site/class"),
             ),
-            *_SHAPE,
-            *_DESCRIPTION,
+            *SHAPE,
+            *DESCRIPTION,
         ),
     ),
     DatasetSpec(
@@ -126,7 +126,7 @@ USER = (
         modality="unstated",
         domain="user",
         licence="unstated",
-        citation=_USERS_OWN,
+        citation=USERS_OWN,
         takes_argument="PATH",
         parameters=(
             Parameter(
@@ -173,8 +173,8 @@ USER = (
                 "str",
                 optional=True,
             ),
-            *_SHAPE,
-            *_DESCRIPTION,
+            *SHAPE,
+            *DESCRIPTION,
         ),
     ),
 )

@@ -133,3 +133,46 @@ def test_the_page_of_methods_is_what_the_specs_say(call, monkeypatch):
     )
     assert "MEDBENCH" not in page
     assert call("list", "datasets", "--markdown")[0] == 2
+
+
+def test_data_check_reads_masks_and_boxes(call, tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("MEDBENCH_DATA", str(tmp_path))
+    for folder in ("images", "labels"):
+        (tmp_path / "m" / folder).mkdir(parents=True)
+    values = np.zeros((12, 16), np.uint8)
+    values[2:5, 3:9], values[8:10, 1:4] = 1, 2
+    Image.fromarray(values * 90).save(tmp_path / "m" / "images" / "a.png")
+    Image.fromarray(values).save(tmp_path / "m" / "labels" / "a.png")
+    report = json.loads(call("data", "check", "masks:m", "--json")[1])
+    assert report["task_kind"] == "segmentation"
+    assert report["classes"] == {"class 1": 1, "class 2": 1}
+    options = ("--param", "kind=instance", "--param", "task=detection")
+    report = json.loads(call("data", "check", "masks:m", "--json", *options)[1])
+    assert report["task_kind"] == "detection"
+    assert report["boxes"] == 2
+    Image.fromarray(values[:, 1:]).save(tmp_path / "m" / "labels" / "a.png")
+    code, _, err = call("data", "check", "masks:m")
+    assert code == 2
+    assert "has 15 x 12 pixels, and its image" in err
+    assert "Traceback" not in err
+
+
+def test_data_check_finds_targets_that_break_the_promise(call, tmp_path, monkeypatch):
+    from medbench_datasets.label_maps import MappedImages
+
+    test_data_check_reads_masks_and_boxes(call, tmp_path, monkeypatch)
+    from PIL import Image
+
+    labels = Image.fromarray(np.ones((12, 16), np.uint8))
+    labels.save(tmp_path / "m" / "labels" / "a.png")
+    wrong = {
+        "masks 0 and on are (1, 1, 3, 3)": np.ones((1, 1, 3, 3), bool),
+        "and (1, 1, 12, 16) bool was promised": np.ones((1, 1, 12, 16), np.uint8),
+    }
+    for said, masks in wrong.items():
+        monkeypatch.setattr(MappedImages, "read_masks", lambda self, indices, m=masks: m)
+        code, _, err = call("data", "check", "masks:m")
+        assert code == 2
+        assert said in " ".join(err.split())

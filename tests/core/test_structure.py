@@ -193,3 +193,12 @@ def test_every_metric_has_a_name_in_tables():
     from medbench.metrics import ALL_METRICS
 
     assert tuple(METRICS) == ALL_METRICS
+
+
+def test_scores_need_neither_torch_nor_a_library_of_boxes_before_boxes_are_scored():
+    code = (
+        "import sys, medbench.metrics;"
+        "print([m for m in ('torch', 'monai', 'pycocotools') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -18,7 +18,8 @@ SPECS = {spec.name: spec for spec in medbench_datasets()}
 
 def test_all_datasets_are_there() -> None:
     families = {name for name, spec in SPECS.items() if spec.takes_argument}
-    assert families == {"npz", "folder", "csv", "synthetic"}
+    targets = {"voc", "coco", "masks", "boxes", "npz-masks", "msd", "dicom"}
+    assert families == {"npz", "folder", "csv", "synthetic"} | targets
     assert set(SPECS) == {f"medmnist/{n}" for n in MEDMNIST} | families | {"omniglot"}
     assert len(MEDMNIST) == 18
 

@@ -1,4 +1,4 @@
-"""Scores of episodes, many at a time; numpy only.
+"""Scores of episodes whose answers are classes or labels, many episodes at a time.
 
 Every function takes probabilities or predictions of a block of episodes and returns one number an
 episode. The labels never leave this side: no plugin sees those of a query.

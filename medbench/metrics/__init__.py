@@ -1,0 +1,38 @@
+"""Scores of episodes, one module for each kind of answer: classes, masks, boxes.
+
+Nothing here imports torch or a plugin; pycocotools is loaded when boxes are scored.
+"""
+
+from __future__ import annotations
+
+from medbench.metrics.boxes import DETECTION_METRICS, detection, sensitivity
+from medbench.metrics.classes import (
+    ALL_METRICS,
+    ECE_BINS,
+    METRICS,
+    MULTILABEL_METRICS,
+    ORDINAL_METRICS,
+    classification,
+    multilabel,
+    ordinal,
+)
+from medbench.metrics.masks import SEGMENTATION_METRICS, segmentation
+from medbench.metrics.means import class_means, mean_of_classes
+
+__all__ = [
+    "ALL_METRICS",
+    "DETECTION_METRICS",
+    "ECE_BINS",
+    "METRICS",
+    "MULTILABEL_METRICS",
+    "ORDINAL_METRICS",
+    "SEGMENTATION_METRICS",
+    "class_means",
+    "classification",
+    "detection",
+    "mean_of_classes",
+    "multilabel",
+    "ordinal",
+    "segmentation",
+    "sensitivity",
+]
