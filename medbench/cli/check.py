@@ -164,7 +164,7 @@ def _row(subject: Subject, results: Sequence[Result]) -> dict[str, Any]:
                 "status": r.status,
                 "text": r.text,
                 "reason": r.check.reason,
-                "hint": r.check.hint,
+                "hint": r.hint,
                 "seconds": round(r.seconds, 3),
             }
             for r in results

@@ -18,7 +18,14 @@ BAD: tuple[Status, ...] = ("failed", "unneeded")
 
 
 class Broken(Exception):
-    """A check's finding: what was seen, and what was expected instead."""
+    """A check's finding: what was seen, and what was expected instead.
+
+    `hint` says how this one is mended, where that is not what the check's own hint says.
+    """
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.hint = hint
 
 
 class DoesNotApply(Exception):
@@ -51,6 +58,7 @@ class Result:
     status: Status
     text: str = ""
     seconds: float = 0.0
+    hint: str = ""
 
     @property
     def bad(self) -> bool:
@@ -64,7 +72,7 @@ class Result:
                 f"{self.check.id}: the spec excuses this check ({self.text}), and it passes. "
                 "Take the excuse out of the spec's conformance."
             )
-        return f"{self.check.id}: {self.text}\n  why: {self.check.reason}\n  fix: {self.check.hint}"
+        return f"{self.check.id}: {self.text}\n  why: {self.check.reason}\n  fix: {self.hint}"
 
 
 class Shelf:
@@ -141,27 +149,32 @@ class Examination:
         """What comes out of the check called `name`."""
         if name not in self._results:
             start = time.perf_counter()
-            status, text = self._outcome(self._checks[name])
+            check = self._checks[name]
+            status, text, hint = self._outcome(check)
             seconds = time.perf_counter() - start
-            self._results[name] = Result(self._checks[name], status, text, seconds)
+            self._results[name] = Result(check, status, text, seconds, hint or check.hint)
         return self._results[name]
 
-    def _outcome(self, check: Check) -> tuple[Status, str]:
+    def _outcome(self, check: Check) -> tuple[Status, str, str]:
         for need in check.needs:
             if self.result(need).status in ("failed", "blocked"):
-                return "blocked", f"says nothing before {need} passes"
+                return "blocked", f"says nothing before {need} passes", ""
         if check.exact and not self._deterministic:
-            return "does not apply", "the plugin declares itself not deterministic"
+            return "does not apply", "the plugin declares itself not deterministic", ""
         excuse = self._excuses.get(check.id)
         try:
             check.run(self._subject)
         except DoesNotApply as why:
-            return "does not apply", str(why)
+            return "does not apply", str(why), ""
         except Broken as finding:
-            return ("excused", excuse) if excuse else ("failed", str(finding))
+            return self._failed(excuse, str(finding), finding.hint)
         except (Exception, SystemExit) as error:
-            return ("excused", excuse) if excuse else ("failed", in_words(error))
-        return ("unneeded", excuse) if excuse else ("ok", "")
+            return self._failed(excuse, in_words(error))
+        return ("unneeded", excuse, "") if excuse else ("ok", "", "")
+
+    @staticmethod
+    def _failed(excuse: str | None, text: str, hint: str = "") -> tuple[Status, str, str]:
+        return ("excused", excuse, "") if excuse else ("failed", text, hint)
 
 
 def in_words(error: BaseException) -> str:

@@ -81,7 +81,15 @@ def _opens(found: Found) -> None:
         ) from error
     except Exception as error:
         raise Broken(f"in an empty data folder it {in_words(error)}, not DataMissing.") from error
-    dataset = found.dataset
+    try:
+        dataset = found.dataset
+    except MedbenchError as error:
+        # About the user's files or parameters, in words that are for the user.
+        hint = (
+            "Mend the files, or set parameters with --param NAME=VALUE; 'medbench info "
+            f"{found.subject.entry.name}' lists them."
+        )
+        raise Broken(str(error), hint) from error
     if not isinstance(dataset, Dataset):
         raise Broken(
             f"the factory returned {type(dataset).__name__}, and a medbench.api.Dataset is needed."
@@ -138,7 +146,8 @@ def _info(found: Found) -> None:
 
 @DATASETS.add(
     "labels",
-    reason="A label is an index into label_names, or a row of zeros and ones for several labels.",
+    reason="A label is an index into label_names; with several labels, masks or boxes it is a row "
+    "of zeros and ones.",
     hint="Give labels as int64 (n,) from 0 to len(label_names) - 1, or uint8 (n, n_labels); count "
     "from zero, and leave out images without a label.",
     needs=("opens",),
@@ -146,10 +155,11 @@ def _info(found: Found) -> None:
 def _labels(found: Found) -> None:
     labels, info = found.dataset.labels, found.dataset.info
     n = len(info.label_names)
-    if info.task_kind == "multilabel":
+    if info.task_kind != "classification":
         if labels.ndim != 2 or labels.shape[1] != n or not np.isin(labels, (0, 1)).all():
             raise Broken(
-                f"labels are {labels.shape} {labels.dtype}, and (n, {n}) of 0 and 1 are needed."
+                f"labels are {labels.shape} {labels.dtype}, and (n, {n}) of 0 and 1 are needed: "
+                f"its task is {info.task_kind}."
             )
         return
     if labels.ndim != 1 or labels.dtype.kind not in "iu":

@@ -74,6 +74,15 @@ def test_the_plugin_that_all_wrong_ones_vary_passes_every_check(kind):
     assert {n: r.text for n, r in found.items() if r.status not in ("ok", "does not apply")} == {}
 
 
+@pytest.mark.parametrize(
+    ("factory", "kind"), [("Masks", "segmentation"), ("RightBoxes", "detection")]
+)
+def test_right_masks_and_boxes_pass_every_check(factory, kind):
+    found = results("datasets", wrong_specs._dataset("targets", factory, task_kind=kind))
+    assert {n: r.text for n, r in found.items() if r.status not in ("ok", "does not apply")} == {}
+    assert found["targets"].status == "ok"
+
+
 @pytest.mark.parametrize("kind", SHELVES)
 def test_every_check_is_proved_on_a_wrong_plugin(kind):
     proved = set(wrong_specs.WRONG[kind]) | GPU | COMMON

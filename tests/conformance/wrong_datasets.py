@@ -6,10 +6,11 @@ import hashlib
 import os
 import socket
 import time
+from dataclasses import replace
 
 import numpy as np
 
-from medbench.api import ClassSplit, DataError, Dataset, DatasetInfo
+from medbench.api import Boxes, ClassSplit, DataError, Dataset, DatasetInfo
 
 N, CLASSES = 72, 3
 
@@ -183,3 +184,91 @@ class WritesBeside(Right):
     def __init__(self, place):
         super().__init__(place)
         (place.data / "index.cache").write_text("the index")
+
+
+# --- masks and boxes ---
+
+
+class Masks(Right):
+    """Right masks: one pixel of the class that an image has."""
+
+    def __init__(self, place):
+        super().__init__(place, task_kind="segmentation")
+        self.labels = np.eye(CLASSES, dtype=np.uint8)[self.labels]
+        self.spacings = np.full((N, 2), 0.5)
+
+    def read(self, indices):
+        images = np.zeros((len(indices), 8, 8, 1), np.uint8)
+        images[:, 0, 0, 0] = indices
+        return images
+
+    def read_masks(self, indices):
+        masks = np.zeros((len(indices), CLASSES, 8, 8), bool)
+        masks[..., 2, 3] = self.labels[indices]
+        return masks
+
+
+class ForgetsMasks(Masks):
+    read_masks = Dataset.read_masks
+
+
+class ClassesLast(Masks):
+    def read_masks(self, indices):
+        return np.moveaxis(super().read_masks(indices), 1, -1)
+
+
+class SortsMasks(Masks):
+    def read_masks(self, indices):
+        return super().read_masks(np.sort(indices))
+
+
+class MoreMasks(Masks):
+    def read_masks(self, indices):
+        return super().read_masks(indices) | True
+
+
+class OneSpacing(Masks):
+    def __init__(self, place):
+        super().__init__(place)
+        self.spacings = np.array([0.5, 0.5])
+
+
+class RightBoxes(Masks):
+    """Right boxes: one of the class that an image has, and one of the next, which is ignored."""
+
+    box = (1.0, 2.0, 8.0, 4.0)
+
+    def __init__(self, place):
+        super().__init__(place)
+        self.info = replace(self.info, task_kind="detection")
+
+    def label(self, index):
+        return int(self.labels[index].argmax())
+
+    def read_boxes(self, indices):
+        ignored = np.array([False, True])
+        labels = [np.array([self.label(i), (self.label(i) + 1) % CLASSES]) for i in indices]
+        return [Boxes(np.array([self.box] * 2), two, ignored) for two in labels]
+
+
+class BeforeResizing(RightBoxes):
+    box = (1.0, 2.0, 80.0, 40.0)
+
+
+class WidthAndHeight(RightBoxes):
+    box = (3.0, 3.0, 4.0, 2.0)
+
+
+class BoxesFromOne(RightBoxes):
+    def label(self, index):
+        return super().label(index) + 1
+
+
+class OtherBoxes(RightBoxes):
+    def label(self, index):
+        return 0
+
+
+class OnlyArrays(RightBoxes):
+    def read_boxes(self, indices):
+        return [boxes.xyxy for boxes in super().read_boxes(indices)]

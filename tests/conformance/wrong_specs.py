@@ -171,6 +171,14 @@ def _dataset(check: str, factory: str, **fields) -> DatasetSpec:
     )
 
 
+def _masks(factory: str) -> DatasetSpec:
+    return _dataset("targets", factory, task_kind="segmentation")
+
+
+def _boxes(factory: str) -> DatasetSpec:
+    return _dataset("targets", factory, task_kind="detection")
+
+
 DATASETS = {
     "opens": [
         _dataset("opens", "NotThere"),
@@ -201,6 +209,12 @@ DATASETS = {
     "read-only": [_dataset("read-only", "Relabels")],
     "no-network": [_dataset("no-network", "Downloads")],
     "no-writing": [_dataset("no-writing", "WritesBeside")],
+    "targets": [
+        *(_masks(name) for name in ("ForgetsMasks", "ClassesLast", "SortsMasks")),
+        *(_masks(name) for name in ("MoreMasks", "OneSpacing")),
+        *(_boxes(name) for name in ("BeforeResizing", "WidthAndHeight", "BoxesFromOne")),
+        *(_boxes(name) for name in ("OtherBoxes", "OnlyArrays")),
+    ],
     "spec": [replace(_dataset("spec", "Right"), summary="TODO")],
 }
 
