@@ -10,6 +10,7 @@ from medbench_algorithms.specs import (
     metric,
     optimisation,
     pretraining,
+    segmentation,
     solvers,
     transductive,
 )
@@ -25,4 +26,5 @@ ALL: tuple[AlgorithmSpec, ...] = (
     *transductive.SPECS,
     *fine_tuning.SPECS,
     *pretraining.SPECS,
+    *segmentation.SPECS,
 )
