@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import MEDBENCH, alive, children, medbench, wait_for
 from safetensors.torch import load_file
+from whole_runs import MEDBENCH, alive, children, medbench, wait_for
 
 import toy
 
