@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from whole_runs import MEDBENCH, alive, children, medbench, wait_for
 
 import toy
+from e2e.runs import MEDBENCH, alive, children, medbench, wait_for
 
 MAML = "{name: maml, params: {meta_batch: 3, inner_steps: 2, train_shot: 1}}"
 
