@@ -35,7 +35,7 @@ def show(browser: Any, faults: list[str]) -> Iterator[Callable[..., Any]]:
 
     def open_page(file: Path, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
-        context.set_default_timeout(5_000)
+        context.set_default_timeout(60_000)  # machines that test are busy
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda m: faults.append(f"console: {m.type} {m.text}"))
