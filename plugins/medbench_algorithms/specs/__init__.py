@@ -5,6 +5,7 @@ from __future__ import annotations
 from medbench.api import AlgorithmSpec
 from medbench_algorithms.specs import (
     augmentation,
+    detection,
     feature_maps,
     fine_tuning,
     metric,
@@ -27,4 +28,5 @@ ALL: tuple[AlgorithmSpec, ...] = (
     *fine_tuning.SPECS,
     *pretraining.SPECS,
     *segmentation.SPECS,
+    *detection.SPECS,
 )
