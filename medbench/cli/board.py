@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 @click.command("leaderboard")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("--metric", type=click.Choice(METRICS), default="accuracy", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    help="By what to rank [the main one of the task kind: accuracy, dice].",
+)
 @click.option(
     "--interval",
     type=click.Choice(INTERVALS),
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 def leaderboard_command(
     folders: tuple[Path, ...],
     form: str,
-    metric: str,
+    metric: str | None,
     interval: str,
     matters: float,
     time: float | None,

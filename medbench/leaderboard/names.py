@@ -14,11 +14,17 @@ METRICS = {
     "average_precision": "mean AP",
     "grade_error": "grade error",
     "kappa": "weighted kappa",
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95 (mm or px)",
+    "nsd": "NSD",
 }
+# What a table shows unless told: the first of these that its records have.
+MAIN = ("accuracy", "dice")
 # Of these less is better.
-LOWER = ("nll", "ece", "grade_error")
+LOWER = ("nll", "ece", "grade_error", "hd95")
 # Printed as they are; the others are shares, printed in per cent.
-RAW = ("nll", "grade_error", "kappa")
+RAW = ("nll", "grade_error", "kappa", "hd95")
 INTERVALS = ("percentile", "bca")
 # The smallest difference that would matter to a user, in the metric's unit.
 MATTERS = 0.01

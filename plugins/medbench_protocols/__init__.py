@@ -13,6 +13,8 @@ _SUMMARIES = {
     "omniglot-5w5s": "Omniglot, 5-way 5-shot, unseen characters (Vinyals split)",
     "omniglot-20w1s": "Omniglot, 20-way 1-shot, unseen characters (Vinyals split)",
     "omniglot-20w5s": "Omniglot, 20-way 5-shot, unseen characters (Vinyals split)",
+    "synthetic-segmentation": "Made-up cells and lesions, masks from a few marked images; offline",
+    "nuclei-segmentation": "Nuclei in fluorescence and stained tissue, masks from a few images",
     "medmnist-cross": "MedMNIST 2-D sets, one held-out dataset at a time",
     "medmnist-findings": "ChestMNIST, 14 findings (multilabel), meta-train on other domains",
     "wbc-sites": "White blood cells, one held-out laboratory at a time",

@@ -52,6 +52,7 @@ LAYERS = [
     {"ingredients"},
     {"plan", "backbones", "source"},
     {"training", "bench", "faults"},
+    {"answers"},
     {"lanes", "leaderboard", "training_job", "gate"},
     {"worker"},
     {"engine"},

@@ -11,6 +11,7 @@ from medbench_algorithms.specs import (
     metric,
     optimisation,
     pretraining,
+    segmentation,
     solvers,
     transductive,
 )
@@ -26,6 +27,7 @@ _SPECS: tuple[AlgorithmSpec, ...] = (
     *transductive.SPECS,
     *fine_tuning.SPECS,
     *pretraining.SPECS,
+    *segmentation.SPECS,
 )
 
 ALL = tuple(conformance.with_conformance(spec) for spec in _SPECS)
