@@ -14,7 +14,7 @@ import pytest
 
 from medbench import plugins, sourcecode
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 REAL_DATA = os.environ.get("MEDBENCH_DATA")
 
 
@@ -54,7 +54,9 @@ def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         for program in found:
             try:
-                launched = playwright.chromium.launch(executable_path=program)
+                launched = playwright.chromium.launch(
+                    executable_path=program, args=["--disable-gpu"], timeout=120_000
+                )
             except sync_api.Error:
                 continue
             yield launched

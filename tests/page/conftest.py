@@ -9,6 +9,9 @@ from typing import Any
 import page_boards
 import pytest
 
+# Long enough for a machine that does other work besides.
+PATIENCE_MS = 60_000
+
 
 @pytest.fixture(scope="session")
 def tame(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,7 +38,7 @@ def show(browser: Any, faults: list[str]) -> Iterator[Callable[..., Any]]:
 
     def open_page(file: Path, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
-        context.set_default_timeout(60_000)  # machines that test are busy
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda m: faults.append(f"console: {m.type} {m.text}"))

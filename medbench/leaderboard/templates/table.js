@@ -51,7 +51,8 @@ const placeText = (table) =>
 function algorithmCell(r) {
   const overlap = overlapOf(r);
   return [
-    h('button', { type: 'button', class: 'name', onclick: () => showDetails(r) }, named(visible(algorithmOf(r)))),
+    h('button', { type: 'button', class: 'name', title: visible(algorithmOf(r)), onclick: () => showDetails(r) },
+      named(shortened(algorithmOf(r), 80))),
     get(r, 'transductive') ? h('span', { class: 'badge', title: 'transductive: sees all queries of an episode at once' }, 'T') : null,
     overlap.length ? h('span', { class: 'badge overlap', title: visible(overlap.join('; ')) }, 'overlap') : null,
     get(r, 'n_failed') ? h('span', { class: 'badge failed' }, 'failed') : null,
@@ -80,6 +81,7 @@ function rankCell(r) {
 }
 
 function adaptCell(r) {
+  if (get(r, 'adaptation_s') === null) return '-';
   return `${amount(get(r, 'adaptation_s'))} (${amount(get(r, 'adaptation_p95_s'))})`;
 }
 
