@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 JOBS ?= auto
 
-.PHONY: help install demo test conformance docs lint types perf gate gate-update clean
+.PHONY: help install browser demo test conformance docs lint types perf gate gate-update clean
 
 help:
 	@echo "make demo   create the environment, run the quickstart suite offline, show its leaderboard"
 	@echo "make test   run the tests (with MEDBENCH_DATA set, those on real data too)"
 	@echo "make conformance  every check of every bundled plugin (minutes)"
 	@echo "make docs   build the documentation into docs/_build (any warning is an error)"
+	@echo "make browser   the Chromium that tests of a board's page drive"
 	@echo "make lint   ruff: style and formatting"
 	@echo "make types  mypy, strict"
 	@echo "make gate   run a tiny suite and compare it with the committed baseline (make gate-update writes it)"
@@ -26,6 +27,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 install: $(VENV)/.installed
+
+browser: install
+	$(BIN)/playwright install --with-deps chromium
 
 demo: install
 	$(BIN)/medbench run quickstart --out $(OUT)

@@ -56,6 +56,7 @@ __all__ = [
     "DatasetInfo",
     "DatasetSpec",
     "Detections",
+    "Detector",
     "Excuse",
     "InputSpec",
     "MedbenchError",
@@ -225,7 +226,14 @@ class AlgorithmSpec:
     parameters: tuple[Parameter, ...] = ()
     trainer: str | None = None
     family: Literal[
-        "metric", "optimisation", "augmentation", "transductive", "fine-tuning", "other"
+        "metric",
+        "optimisation",
+        "augmentation",
+        "transductive",
+        "fine-tuning",
+        "segmentation",
+        "detection",
+        "other",
     ] = "other"
     conformance: Conformance = field(default_factory=Conformance)
 
@@ -466,15 +474,24 @@ class Support:
 
     ``inputs``: features ``(..., n_support, d)``, maps ``(..., n_support, c, h, w)`` or images
     ``(n_support, C, H, W)``;
-    ``labels``: ``(..., n_support)`` int64 in ``0 ... n_way - 1``; ``seeds``: one integer for each
-    episode of the batch, the only source of randomness, so that a batch of episodes draws what
-    the same episodes draw one by one.
+    ``labels``: ``(..., n_support)`` int64 in ``0 ... n_way - 1``; where images have several labels,
+    masks or boxes, ``(..., n_support, n_way)`` int64, 1 where an image shows the class; ``seeds``:
+    one integer for each episode of the batch, the only source of randomness, so that a batch of
+    episodes draws what the same episodes draw one by one.
+
+    ``size``: height and width of the images as the network sees them, in whose pixels masks and
+    boxes are given; ``masks`` (task kind ``segmentation``): bool ``(..., n_support, n_way, H, W)``,
+    classes may overlap; ``boxes`` (``detection``): those of each support image of the one episode,
+    with labels in ``0 ... n_way - 1``.
     """
 
     inputs: Tensor
     labels: Tensor
     n_way: int
     seeds: tuple[int, ...]
+    size: tuple[int, int] | None = None
+    masks: Tensor | None = None
+    boxes: tuple[Boxes, ...] | None = None
 
     def generator(self, episode: int = 0) -> torch.Generator:
         """A fresh CPU generator for one episode of the batch (0 when there is but one)."""
@@ -494,7 +511,24 @@ class Predictor(ABC):
         """Scores ``(..., n_query, n_way)`` for query inputs shaped like the support's.
 
         Scores are logits: their softmax over the last dimension is read as probabilities.
+        For the task kind ``segmentation`` they are ``(..., n_query, n_way, H, W)``, as large as the
+        support's masks: a pixel belongs to every class whose score there is above zero.
         Inductive methods must give each query the scores it would get alone.
+        """
+
+
+class Detector(ABC):
+    """What adaptation returns for the task kind ``detection``: it finds objects in one task."""
+
+    n_adapted: int = 0
+    """How many parameters adaptation set or changed."""
+
+    @abstractmethod
+    def predict(self, query: Tensor) -> list[Detections]:
+        """What is found in each of ``n_query`` inputs, in pixels of images of the support's size.
+
+        Labels are ``0 ... n_way - 1``. Inductive methods must find in each query what they would
+        find in it alone.
         """
 
 
@@ -645,5 +679,8 @@ class Algorithm(ABC):
         return
 
     @abstractmethod
-    def adapt(self, support: Support) -> Predictor:
-        """Learn one task from its support set; must change nothing it was given."""
+    def adapt(self, support: Support) -> Predictor | Detector:
+        """Learn one task from its support set; must change nothing it was given.
+
+        Returns a `Detector` for the task kind ``detection``, a `Predictor` for all others.
+        """

@@ -132,6 +132,11 @@ class Brief:
             checked_scores(Path(self.folder, self.own.scores_file), self.own.scores_digest)
             self.verified = True
 
+    def metrics(self) -> tuple[str, ...]:
+        """The names of its metrics. Raises `DataError` when its scores are missing or changed."""
+        path = Path(self.folder, self.own.scores_file)
+        return tuple(_read_scores(path, self.own.scores_digest))
+
     def scores(self, metric: str) -> NDArray[np.float64]:
         """Values of one metric, ``(n_episodes,)``, in the order of the episodes.
 

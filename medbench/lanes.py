@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medbench.allocations import TensorBytes
-from medbench.api import Algorithm, Predictor, Support, derive_seed
+from medbench.answers import answers_for
+from medbench.api import Algorithm, Detector, Predictor, Support
 from medbench.backbones import inference_copy
 from medbench.bench import Bench
 from medbench.calibration import Calibration
 from medbench.contention import CoreWait
 from medbench.embed import ImageStore, View, features_of, form_of, forward, to_input
 from medbench.episodes import Block
-from medbench.errors import ContractError, NonFinite
+from medbench.errors import ContractError
 from medbench.measure import PeakMemory, clock
 from medbench.quiet import NOBODY, Quiet
 from medbench.training import Progress
@@ -60,58 +61,29 @@ class Lanes:
         # Methods on features never see the network, so both lanes may embed with a faster equal.
         backbone = bench.backbone
         self._embedder = backbone if self._view is None else inference_copy(backbone)
-        # How many of a query's dimensions belong to one image.
-        self._n_dims = 1 if works_on == "features" else 3
         self._store = ImageStore(bench.target.opened.dataset)
-        labels = np.ascontiguousarray(bench.target.support_labels(block))
-        self._labels = torch.from_numpy(labels).to(bench.device)
-
-    def _support(self, inputs: Tensor, first: int, count: int | None) -> Support:
-        """A support set for one episode (`count` None), or for `count` of them."""
-        labels = self._labels[first] if count is None else self._labels[first : first + count]
-        seeds = tuple(
-            derive_seed("adapt", self._bench.seed, self._bench.target.episode_key, i)
-            for i in range(first, first + (count or 1))
-        )
-        return Support(inputs, labels, self._bench.target.n_way, seeds)
+        self._answers = answers_for(bench, block)
 
     def _input(self, rows: NDArray[np.int64]) -> Tensor:
         return to_input(self._store.read(rows), self._bench.backbone.input, self._bench.device)
 
-    def _adapt(self, support: Support) -> Predictor:
-        kept = support.inputs.clone(), support.labels.clone()
-        predictor = self._a_predictor(self._algorithm.adapt(support))
-        if not (torch.equal(kept[0], support.inputs) and torch.equal(kept[1], support.labels)):
+    def _given(self, inputs: Tensor, first: int, count: int | None) -> Support:
+        return self._answers.support(inputs, first, count, **self._answers.given(first, count))
+
+    def _adapt(self, support: Support) -> Predictor | Detector:
+        kept = [t.clone() for t in _tensors(support)]
+        predictor = self._answers.adapted(self._algorithm.adapt(support))
+        if not all(map(torch.equal, kept, _tensors(support))):
             raise ContractError(
                 f"{self._bench.entry.name}: adapt changed the support set it was given."
             )
         return predictor
 
-    def _a_predictor(self, found: object) -> Predictor:
-        if not isinstance(found, Predictor):
-            raise ContractError(
-                f"{self._bench.entry.name}: adapt returned {type(found).__name__}, and a "
-                "medbench.api.Predictor is needed."
-            )
-        return found
-
-    def _check(self, scores: Any, query: Tensor, first: int) -> Tensor:
-        name = self._bench.entry.name
-        lead = query.shape[: query.ndim - self._n_dims]
-        want = (*lead, self._bench.target.n_way)
-        if not isinstance(scores, Tensor) or tuple(scores.shape) != want:
-            seen = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ContractError(f"{name}: predict returned {seen}, and {want} is needed.")
-        if not scores.is_floating_point():
-            raise ContractError(f"{name}: predict returned {scores.dtype}; scores are floats.")
-        if not torch.isfinite(scores).all():
-            raise NonFinite(f"{name}: scores are not finite in episode {first} or soon after.")
-        return scores.detach().to("cpu", torch.float64)
-
-    def accuracy(self, progress: Progress) -> NDArray[np.float64]:
-        """Scores of every episode, ``(n, n_query, n_way)``."""
-        n, block = len(self._block), self._block
-        out: list[Tensor] = []
+    def accuracy(self, progress: Progress) -> Any:
+        """Answers of every episode; classes' are scores ``(n, n_query, n_way)``."""
+        n, block, answers = len(self._block), self._block, self._answers
+        batched = self._view is not None and self._traits.batched
+        out: list[Any] = []
         if self._view is not None:
             rows = np.unique(np.concatenate([block.support.ravel(), block.query.ravel()]))
             # All images of the pool, so that every shot of this target shares one cache file.
@@ -128,52 +100,49 @@ class Lanes:
             ).to(self._bench.device)
             support = torch.from_numpy(np.searchsorted(rows, block.support))
             query = torch.from_numpy(np.searchsorted(rows, block.query))
-            step = self._episodes_per_block(features) if self._traits.batched else 1
+            step = self._episodes_per_block(features) if batched else 1
             for first in range(0, n, step):
                 some = slice(first, min(first + step, n))
                 s, q = _rows(features, support[some]), _rows(features, query[some])
-                if self._traits.batched:
-                    predictor = self._adapt(self._support(s, first, len(s)))
-                    scores = self._check(predictor.predict(q), q, first)
+                if batched:
+                    predictor = self._adapt(self._given(s, first, len(s)))
+                    found = answers.checked(predictor.predict(q), q, first)
                 else:
-                    predictor = self._adapt(self._support(s[0], first, None))
-                    scores = self._check(predictor.predict(q[0]), q[0], first)[None]
+                    predictor = self._adapt(self._given(s[0], first, None))
+                    found = answers.checked(predictor.predict(q[0]), q[0], first)
                 if first == 0:
                     self._check_inductive(s[:1], q[:1])
-                out.append(scores)
+                out.append(answers.reduced(first, found, batched=batched))
                 progress((first + len(s)) / n, f"episode {first + len(s)}/{n}")
         else:
             for i in range(n):
-                predictor = self._adapt(self._support(self._input(block.support[i]), i, None))
+                predictor = self._adapt(self._given(self._input(block.support[i]), i, None))
                 q = self._input(block.query[i])
-                out.append(self._check(predictor.predict(q), q, i)[None])
+                found = answers.checked(predictor.predict(q), q, i)
                 if i == 0:
                     self._check_inductive(self._input(block.support[i])[None], q[None])
+                out.append(answers.reduced(i, found, batched=False))
                 progress((i + 1) / n, f"episode {i + 1}/{n}")
-        found: NDArray[np.float64] = torch.cat(out).numpy()
-        return found
+        return answers.joined(out)
 
     def _episodes_per_block(self, features: Tensor) -> int:
         shape = self._block.shape
         images = shape.way * (shape.shot + shape.query)
-        size = images * features[0].numel() * features.element_size()
+        numbers = features[0].numel() + self._answers.numbers_per_image
+        size = images * numbers * features.element_size()
         if self._bench.target.multilabel:
             size *= self._bench.target.n_way  # each label is a task of its own
         return max(1, min(self._most, EPISODES_PER_BLOCK, _BLOCK_BYTES // size))
 
     def _check_inductive(self, support: Tensor, query: Tensor) -> None:
-        """A method that says it is inductive scores queries alone as it does together."""
+        """A method that says it is inductive answers queries alone as it does together."""
         if self._traits.is_transductive(self._bench.params) or not self._traits.deterministic:
             return
-        predictor = self._adapt(self._support(support[0], 0, None))
-        together = predictor.predict(query[0]).detach()
+        predictor = self._adapt(self._given(support[0], 0, None))
+        together = predictor.predict(query[0])
         few = min(3, query.shape[1])
-        alone = torch.cat([predictor.predict(query[0, i : i + 1]).detach() for i in range(few)])
-        # Scores may be huge and nearly alike, or tiny: what matters is the size of a gap among the
-        # differences between scores, as far as rounding lets these be told.
-        scale = (together.max() - together.min()).clamp_min(1e-3 * float(together.abs().max()))
-        scale = scale.clamp_min(torch.finfo(together.dtype).tiny)
-        gap = float(((together[:few] - alone).abs() / scale).max())
+        alone = [predictor.predict(query[0, i : i + 1]) for i in range(few)]
+        gap = self._answers.gap(together, alone)
         if gap > _INDUCTIVE_TOLERANCE:
             raise ContractError(
                 f"{self._bench.entry.name} declares itself inductive, and scores a query "
@@ -191,34 +160,36 @@ class Lanes:
         # A clone is an ordinary tensor again, which an algorithm may differentiate through.
         return features.clone()
 
-    def cost(self, n: int) -> tuple[dict[str, Any], NDArray[np.float64]]:
-        """Times and memory of `n` episodes one by one from raw images, and their scores."""
+    def cost(self, n: int) -> tuple[dict[str, Any], Any]:
+        """Times and memory of `n` episodes one by one from raw images, and their answers."""
+        self._answers.n_kept = max(n, self._answers.n_kept)
         device = self._bench.device
         times: dict[str, list[float]] = {
             k: [] for k in ("support_feature_s", "adapt_s", "query_feature_s", "predict_s")
         }
         waits: dict[str, list[float]] = {k: [] for k in ("adaptation_wait_s", "prediction_wait_s")}
-        scores: list[Tensor] = []
+        answers: list[Any] = []
         n_adapted = 0
         wait = CoreWait()
 
-        def episode(i: int) -> tuple[list[float], list[float], Tensor, int]:
+        def episode(i: int) -> tuple[list[float], list[float], Any, int]:
             support_images = self._store.read(self._block.support[i])
             query_images = self._store.read(self._block.query[i])
+            given = self._answers.given(i, None)
             waited = [wait.seconds()]
             marks = [clock(device)]
-            support = self._support(self._seen(support_images), i, None)
+            support = self._answers.support(self._seen(support_images), i, None, **given)
             marks.append(clock(device))
             adapted = self._algorithm.adapt(support)
             marks.append(clock(device))
             waited.append(wait.seconds())
-            predictor = self._a_predictor(adapted)
+            predictor = self._answers.adapted(adapted)
             query = self._seen(query_images)
             marks.append(clock(device))
             result = predictor.predict(query)
             marks.append(clock(device))
             waited.append(wait.seconds())
-            checked = self._check(result, query, i)
+            checked = self._answers.checked(result, query, i)
             return list(np.diff(marks)), list(np.diff(waited)), checked, predictor.n_adapted
 
         for i in range(min(WARM_UP_EPISODES, n)):
@@ -233,7 +204,7 @@ class Lanes:
                 for kept, values in ((times, seconds), (waits, waited)):
                     for name, value in zip(kept, values, strict=True):
                         kept[name].append(value)
-                scores.append(result)
+                answers.append(result)
         calibration.sample()
         tensors = self._tensor_bytes(episode, float(np.sum(list(times.values()))) / n)
         wait_known = wait.known
@@ -260,7 +231,7 @@ class Lanes:
                 "network": form_of(self._embedder),
                 "load_average": load,
             },
-            torch.stack(scores).numpy(),
+            self._answers.stacked(answers),
         )
 
     def _tensor_bytes(self, episode: Callable[[int], object], seconds: float) -> TensorBytes:
@@ -272,7 +243,11 @@ class Lanes:
                 episode(0)
         return counted
 
-    def compare(self, fast: NDArray[np.float64], slow: NDArray[np.float64]) -> dict[str, float]:
+    def measured(self, found: Any) -> dict[str, NDArray[np.float64]]:
+        """Every metric of every episode, of what `accuracy` returned."""
+        return self._answers.measured(found)
+
+    def compare(self, fast: Any, slow: Any) -> dict[str, float]:
         """Shares of equal predictions of the two lanes, for the record.
 
         The lanes embed images in batches of different sizes, which differ in rounding, and an
@@ -280,13 +255,13 @@ class Lanes:
         asked again about the cost lane's own features (``lanes_agree_on_same_features``).
         Raises `ContractError` when it differs on these, or where there is nothing to ask again.
         """
-        agree = float((fast[: len(slow)].argmax(-1) == slow.argmax(-1)).mean())
+        agree = self._answers.agreement(fast, slow)
         found = {"lanes_agree": agree}
         if not self._traits.deterministic or agree >= LANES_MUST_AGREE:
             return found
         if self._view is not None and self._traits.batched:
             again = self._batched_on_cost_features(len(slow))
-            agree = float((again.argmax(-1) == slow.argmax(-1)).mean())
+            agree = self._answers.agreement(again, slow)
             found["lanes_agree_on_same_features"] = agree
         if agree < LANES_MUST_AGREE:
             raise ContractError(
@@ -296,7 +271,7 @@ class Lanes:
             )
         return found
 
-    def _batched_on_cost_features(self, n: int) -> NDArray[np.float64]:
+    def _batched_on_cost_features(self, n: int) -> Any:
         def features(rows: NDArray[np.int64]) -> Tensor:
             return torch.stack([self._seen(self._store.read(episode)) for episode in rows])
 
@@ -304,9 +279,15 @@ class Lanes:
         for first in range(0, n, self._most):
             some = slice(first, min(first + self._most, n))
             query = features(self._block.query[some])
-            support = self._support(features(self._block.support[some]), first, len(query))
-            out.append(self._check(self._adapt(support).predict(query), query, first))
-        return torch.cat(out).numpy()
+            support = self._given(features(self._block.support[some]), first, len(query))
+            found = self._adapt(support).predict(query)
+            out.append(self._answers.checked(found, query, first))
+        return self._answers.concatenated(out)
+
+
+def _tensors(support: Support) -> list[Tensor]:
+    found = (support.inputs, support.labels, support.masks)
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _rows(features: Tensor, index: Tensor) -> Tensor:

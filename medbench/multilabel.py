@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from medbench.api import Algorithm, Predictor, Support, derive_seed
+from medbench.api import Algorithm, ContractError, Predictor, Support, derive_seed
 
 
 @final
@@ -38,13 +38,22 @@ class BinaryRelevance(Algorithm):
         )
         if self.batched:
             inputs = _repeated(support.inputs, n_labels, self.image_dims)
-            found = [self.algorithm.adapt(Support(inputs, labels, 2, seeds))]
+            found = [self._asked(Support(inputs, labels, 2, seeds))]
         else:
             found = [
-                self.algorithm.adapt(Support(support.inputs, labels[i], 2, (seeds[i],)))
+                self._asked(Support(support.inputs, labels[i], 2, (seeds[i],)))
                 for i in range(n_labels)
             ]
         return _EachLabel(found, n_labels, self.image_dims, batched=self.batched)
+
+    def _asked(self, support: Support) -> Predictor:
+        found = self.algorithm.adapt(support)
+        if not isinstance(found, Predictor):
+            raise ContractError(
+                f"{type(self.algorithm).__name__}: adapt returned {type(found).__name__}, and a "
+                "medbench.api.Predictor is needed."
+            )
+        return found
 
 
 @final

@@ -13,7 +13,7 @@ from medbench.errors import ProtocolError
 from medbench.ingredients import SCORING, Ingredients, Part, adapt_params, key_of, train_params
 from medbench.jobs import Job
 from medbench.plugins import Registry
-from medbench.protocols import Protocol, load_protocol
+from medbench.protocols import MAIN_METRIC, Protocol, load_protocol
 from medbench.records import SLUG, slug
 from medbench.tasks import Target, resolve
 
@@ -46,8 +46,16 @@ def build_plan(
     trainings: dict[str, Job] = {}
     cells: list[Job] = []
     left_out: list[str] = []
+    ranked_by: dict[str, str] = {}
     for ref in suite.protocols:
         protocol, entry = load_protocol(registry, ref.name)
+        ranked_by[MAIN_METRIC[protocol.task_kind]] = protocol.name
+        if len(ranked_by) > 1:
+            told = ", ".join(f"{name} by {metric}" for metric, name in ranked_by.items())
+            raise ProtocolError(
+                f"suite {suite.name}: its protocols are ranked by different metrics ({told}), and "
+                "a leaderboard has one. Make a suite for each task kind."
+            )
         tell(f"reading the data of {protocol.name}")
         resolved = resolve(
             registry,

@@ -47,9 +47,9 @@ def all_classes(opened: Opened) -> list[int]:
 
 
 def unreachable(opened: Opened, pool: Pool) -> str | None:
-    """Why a multilabel task cannot promise each of its labels, in words; None when it can."""
+    """Why a task cannot promise each of the labels that images may share; None when it can."""
     info = opened.dataset.info
-    if info.task_kind != "multilabel":
+    if info.task_kind == "classification":
         return None
     missing = sorted(set(range(len(info.label_names))) - set(pool.classes.tolist()))
     if not missing:

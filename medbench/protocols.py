@@ -7,13 +7,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
+from medbench.api import TaskKind
 from medbench.errors import ConfigError, PluginError
 from medbench.model import Model
 from medbench.plugins import Entry, Registry
 from medbench.yamlfile import Document
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Scalar = StrictBool | StrictInt | float | StrictStr | None
+
+# The task kinds whose targets are masks or boxes.
+TARGETED = ("segmentation", "detection")
+# By what the rows of a board are ranked unless told; one board has one metric.
+MAIN_METRIC = {
+    "classification": "accuracy",
+    "multilabel": "accuracy",
+    "segmentation": "dice",
+    "detection": "ap50",
+}
+# As LUNA16 reads them; `medbench.metrics` has the same ones.
+FALSE_POSITIVES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def _as_reference(value: Any) -> Any:
@@ -56,8 +70,8 @@ class Protocol(Model):
     name: StrictStr
     version: PositiveInt
     summary: StrictStr
-    setting: Literal["within_dataset", "cross_domain", "leave_one_site_out"]
-    task_kind: Literal["classification", "multilabel"] = "classification"
+    setting: Literal["within_dataset", "cross_domain", "leave_one_site_out", "support_only"]
+    task_kind: TaskKind = "classification"
     datasets: Annotated[tuple[Reference, ...], Field(min_length=1)]
     targets: tuple[StrictStr, ...] | None = None
     class_split: StrictStr | Fractions | None = None
@@ -70,6 +84,14 @@ class Protocol(Model):
     cost_episodes: PositiveInt = 20
     validation_episodes: PositiveInt = 50
     train: TrainShape = TrainShape()
+    sites_apart: StrictBool = False
+    """With `support_only`: every site is a target of its own, for support and query."""
+    tolerance: Annotated[float, Field(ge=0)] = 1.0
+    """Of the normalised surface distance: mm, or pixels where the data state no spacing."""
+    false_positives: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = FALSE_POSITIVES
+    """False positives an image at which a detector's sensitivity is read."""
+    min_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The overlap from which on a box counts as found, in that sensitivity."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:
@@ -91,13 +113,22 @@ class Protocol(Model):
             raise ValueError(
                 f"task_kind multilabel asks for every label: way: all, not {self.way}."
             )
+        if (self.task_kind in TARGETED) != (self.setting == "support_only"):
+            raise ValueError(
+                f"task_kind {self.task_kind} and setting {self.setting} do not go together: with "
+                f"{' and '.join(TARGETED)} the setting is support_only (nothing is meta-trained on "
+                "so far), and with the other kinds it is another."
+            )
+        if self.sites_apart and self.setting != "support_only":
+            raise ValueError(f"sites_apart is for support_only, and setting is {self.setting}.")
         names = [d.name for d in self.datasets]
         for name in names:
             if names.count(name) > 1 and len({str(d.params) for d in self.datasets}) == 1:
                 raise ValueError(f"dataset {name!r} is given twice.")
         for target in self.targets or ():
-            # With leave_one_site_out the targets are sites, which only the data know.
-            if target not in names and self.setting != "leave_one_site_out":
+            # Where the targets are sites, only the data know them.
+            by_site = self.sites_apart or self.setting == "leave_one_site_out"
+            if target not in names and not by_site:
                 raise ValueError(f"target {target!r} is not among the datasets {', '.join(names)}.")
         if len(set(self.shots)) != len(self.shots):
             raise ValueError(f"shots {list(self.shots)} names one twice.")

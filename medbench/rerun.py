@@ -17,6 +17,7 @@ from medbench.engine.coordinator import Watch, run_plan
 from medbench.engine.local import LocalExecutor
 from medbench.engine.slots import cpu_slots, gpu_slots
 from medbench.errors import FAILURES, DataError, UsageError
+from medbench.leaderboard.names import MAIN
 from medbench.plan import Plan, build_plan, differences
 from medbench.plugins import Registry
 from medbench.records import Record, read_record
@@ -31,7 +32,8 @@ class Rerun:
 
     ``changed``: ingredients that are not what they were, in words. ``error``: why there is no new
     record. ``episodes``: those compared. ``means``: metric to its mean then and now, over these.
-    ``equal``: the share of episodes with the same accuracy.
+    ``metric``: the main one of the task kind; ``equal``: the share of episodes where it is the
+    same.
     """
 
     record: Record
@@ -40,12 +42,13 @@ class Rerun:
     episodes: tuple[int, ...] = ()
     means: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     equal: float = 0.0
+    metric: str = MAIN[0]
 
     def agrees(self, tolerance: float) -> bool:
-        """Whether the mean accuracy came out within `tolerance` of what was recorded."""
+        """Whether the mean of `metric` came out within `tolerance` of what was recorded."""
         if self.error:
             return False
-        then, now = self.means["accuracy"]
+        then, now = self.means[self.metric]
         return abs(then - now) <= tolerance
 
 
@@ -142,7 +145,8 @@ def run_again(
             f"{record.path}: its status is {record.data['status']}: nothing to compare."
         )
     then = record.scores()
-    n = len(then["accuracy"])
+    metric = next((m for m in MAIN if m in then), MAIN[0])
+    n = len(then[metric])
     chosen = list(range(n)) if sample is None else sorted(sample)
     needed = None if sample is None else max(chosen) + 1
     plan, changed = plan_again(
@@ -168,14 +172,17 @@ def run_again(
         pair = pair[:, np.isfinite(pair).all(axis=0)]
         if pair.size:
             means[name] = (float(pair[0].mean()), float(pair[1].mean()))
-    gap = np.abs(then["accuracy"][chosen] - now["accuracy"][chosen])
+    gap = np.abs(then[metric][chosen] - now[metric][chosen])
+    # An episode without a value is the same where it has none again.
+    same = (gap < 1e-9) | (np.isnan(then[metric][chosen]) & np.isnan(now[metric][chosen]))
     return Rerun(
         record,
         tuple(changed),
         "",
         tuple(chosen),
         dict(sorted(means.items())),
-        float((gap < 1e-9).mean()),
+        float(same.mean()),
+        metric,
     )
 
 

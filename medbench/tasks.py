@@ -21,7 +21,7 @@ from medbench.errors import DataMissing, ProtocolError, UsageError, did_you_mean
 from medbench.opened import Opened, open_dataset
 from medbench.plugins import Registry
 from medbench.pools import NO_LABEL, SourceSet, all_classes, source_set, test_pool, unreachable
-from medbench.protocols import Fractions, Protocol
+from medbench.protocols import TARGETED, Fractions, Protocol
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Target:
         return self.protocol.task_kind == "multilabel"
 
     @property
+    def targeted(self) -> bool:
+        """Whether the targets are masks or boxes, of classes that an image may share."""
+        return self.protocol.task_kind in TARGETED
+
+    @property
     def n_way(self) -> int:
         """How many classes (or labels) a task asks about."""
         return len(self.opened.dataset.info.label_names) if self.multilabel else self.shape.way
@@ -56,13 +61,19 @@ class Target:
         return f"{self.dataset_id}:{self.n_way}w{self.shape.shot}s"
 
     def support_labels(self, block: Block) -> NDArray[Any]:
-        """Labels ``(n, n_support)`` of a block, or ``(n, n_support, n_labels)`` of 0 and 1."""
+        """Labels ``(n, n_support)`` of a block, or ``(n, n_support, n_way)`` of 0 and 1.
+
+        These tell which classes of its episode an image shows.
+        """
         if self.multilabel:
             return self.opened.dataset.labels[block.support].astype(np.int64)
+        if self.targeted:
+            shown = self.opened.dataset.labels[block.support].astype(np.int64)
+            return np.take_along_axis(shown, block.classes[:, None, :], axis=2)
         return np.broadcast_to(block.support_labels, block.support.shape)
 
     def query_labels(self, block: Block) -> NDArray[Any]:
-        """As `support_labels`, of the queries."""
+        """As `support_labels`, of the queries; for classes and labels alone."""
         if self.multilabel:
             return self.opened.dataset.labels[block.query].astype(np.int64)
         return block.query_labels
@@ -113,6 +124,7 @@ def resolve(
         "within_dataset": _within_dataset,
         "cross_domain": _cross_domain,
         "leave_one_site_out": _leave_one_site_out,
+        "support_only": _support_only,
     }[protocol.setting]
     found: list[Target] = []
     wanted = targets if targets is not None else protocol.targets
@@ -131,8 +143,11 @@ def resolve(
         for shot in shots or protocol.shots:
             shape = _shape(protocol, pool, shot)
             names = opened_set.dataset.info.label_names
-            trouble = unreachable(opened_set, pool) or pool.problem(shape, (*names, NO_LABEL))
-            if shape.way < 2:
+            every = protocol.way == "all"
+            trouble = unreachable(opened_set, pool) if every else None
+            trouble = trouble or pool.problem(shape, (*names, NO_LABEL))
+            # A mask or a box has a background to be told from.
+            if shape.way < 2 and protocol.task_kind not in TARGETED:
                 trouble = f"there is {shape.way} class with images, and a task needs two"
             if trouble:
                 name = opened_set.name + (f"@{site}" if site else "")
@@ -293,6 +308,21 @@ def _leave_one_site_out(protocol: Protocol, datasets: list[Opened]) -> list[Grou
     if protocol.targets is None:
         for group in groups:
             _require_source(protocol, group)
+    return groups
+
+
+def _support_only(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
+    groups: list[Group] = []
+    for opened in datasets:
+        sites: tuple[str | None, ...] = (None,)
+        if protocol.sites_apart:
+            sites = opened.dataset.info.site_names
+            if opened.dataset.sites is None or not sites:
+                raise ProtocolError(
+                    f"protocol {protocol.name} keeps sites apart, and dataset {opened.name} names "
+                    "none. Tell its site column, or set sites_apart: false."
+                )
+        groups += [(opened, site, _tested(protocol, opened, site), []) for site in sites]
     return groups
 
 

@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medbench import metrics
 from medbench.api import Algorithm, Place
 from medbench.backbones import load_weights
 from medbench.bench import Bench, build_bench, make, settle
 from medbench.crew import Crew, Lost
 from medbench.embed import weights_digest
-from medbench.episodes import Block
 from medbench.episodes import digest as episodes_digest
 from medbench.errors import (
     ContractError,
@@ -41,12 +38,10 @@ from medbench.multilabel import BinaryRelevance
 from medbench.plan import adapt_params
 from medbench.quiet import Quiet
 from medbench.records import write_record
-from medbench.tasks import Target
 from medbench.training import Progress
 from medbench.training_job import assist, run_training
 
 Stage = Callable[[str], None]
-Scores = NDArray[np.float64]
 
 
 def execute(job: Job, out: Path, place: Place, manner: Manner, progress: Progress) -> None:
@@ -161,22 +156,22 @@ def _run_cell(
     )
     with quiet.alone():
         enter("cost_lane")
-        costs, cost_scores = lanes.cost(counts["cost_episodes"])
+        costs, cost_answers = lanes.cost(counts["cost_episodes"])
     costs |= {
         "exclusive": quiet.disturbed_by is None,
         "not_exclusive_because": quiet.disturbed_by,
     }
     enter("accuracy_lane")
-    scores = lanes.accuracy(progress)
+    answers = lanes.accuracy(progress)
     if weights_digest(backbone) != before:
         raise ContractError(
             f"{bench.entry.name} changed the backbone it was given (parameters or buffers); adapt "
             "a copy, or use torch.func.functional_call."
         )
     enter("check")
-    costs |= lanes.compare(scores, cost_scores)
+    costs |= lanes.compare(answers, cost_answers)
     enter("score")
-    measured = _measured(target, block, scores)
+    measured = lanes.measured(answers)
     enter("save")
     data = header(job) | {
         "status": "ok",
@@ -208,17 +203,6 @@ def _run_cell(
         "created": now(),
     }
     write_record(folders.record(job), data, measured)
-
-
-def _measured(target: Target, block: Block, scores: Scores) -> dict[str, Scores]:
-    """Every metric of every episode; the only place where scores meet the queries' labels."""
-    labels = target.query_labels(block)
-    if target.multilabel:
-        return metrics.multilabel(scores, labels)
-    found = metrics.classification(scores, labels)
-    if target.opened.dataset.info.ordinal:
-        found |= metrics.ordinal(scores, labels, block.classes)
-    return found
 
 
 def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medbench import plugins, sourcecode
 
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 REAL_DATA = os.environ.get("MEDBENCH_DATA")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more workers than cores: tests of whole runs wait for processes most of their time."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,6 +41,28 @@ def _settings(
     plugins.registry.cache_clear()
     yield
     plugins.registry.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium: that of MEDBENCH_BROWSER, Playwright's own, or the system's; skips without one."""
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed; CONTRIBUTING.md tells how"
+    )
+    chosen = os.environ.get("MEDBENCH_BROWSER")
+    found = [chosen] if chosen else [None, *filter(None, map(shutil.which, BROWSERS))]
+    with sync_api.sync_playwright() as playwright:
+        for program in found:
+            try:
+                launched = playwright.chromium.launch(
+                    executable_path=program, args=["--disable-gpu"], timeout=120_000
+                )
+            except sync_api.Error:
+                continue
+            yield launched
+            launched.close()
+            return
+    pytest.skip(f"no Chromium starts (tried {found}); CONTRIBUTING.md tells how to install one")
 
 
 Distribute = Callable[..., Path]

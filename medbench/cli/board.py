@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 @click.command("leaderboard")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("--metric", type=click.Choice(METRICS), default="accuracy", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    help="By what to rank [the main one of the task kind: accuracy, dice, ap50].",
+)
 @click.option(
     "--interval",
     type=click.Choice(INTERVALS),
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 def leaderboard_command(
     folders: tuple[Path, ...],
     form: str,
-    metric: str,
+    metric: str | None,
     interval: str,
     matters: float,
     time: float | None,
@@ -54,6 +58,7 @@ def leaderboard_command(
       medbench leaderboard runs/quickstart
       medbench leaderboard runs/a runs/b --format md --out LEADERBOARD.md
       medbench leaderboard runs/quickstart --metric auroc --format csv
+      medbench leaderboard runs/quickstart --format html --out board.html
       medbench leaderboard runs/quickstart --time 10 --memory 64
     """
     # The libraries below take longer to import than `--help` takes.
@@ -65,7 +70,12 @@ def leaderboard_command(
     board = board_of(folders, metric, method, matters)
     if time is not None or memory is not None:
         board = _with_budget(board, time, memory)
-    text = render(board, form).rstrip("\n")
+    if form == "html":
+        from medbench.leaderboard.page import page_text
+
+        text = page_text(board, folders).rstrip("\n")
+    else:
+        text = render(board, form).rstrip("\n")
     if out is not None:
         write_bytes(out, (text + "\n").encode())
     else:

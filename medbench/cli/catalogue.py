@@ -12,6 +12,8 @@ FAMILIES = {
     "augmentation": "Augmentation",
     "transductive": "Transductive inference",
     "fine-tuning": "Fine-tuning and strong pretraining",
+    "segmentation": "Segmentation",
+    "detection": "Detection",
     "other": "Others",
 }
 _HEAD = ("method", "what it does", "works on", "adapts", "queries", "several labels", "paper")

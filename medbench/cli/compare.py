@@ -14,7 +14,11 @@ from medbench.leaderboard.names import MATTERS, METRICS
 @click.argument("second")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--backbone", help="Of both rows, where the records have several.")
-@click.option("--metric", type=click.Choice(METRICS), default="accuracy", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    help="By what to rank [the main one of the task kind: accuracy, dice, ap50].",
+)
 @click.option(
     "--matters",
     type=click.FloatRange(0, min_open=True),
@@ -28,7 +32,7 @@ def compare_command(
     second: str,
     folders: tuple[Path, ...],
     backbone: str | None,
-    metric: str,
+    metric: str | None,
     matters: float,
     as_json: bool,
 ) -> None:

@@ -32,7 +32,7 @@ _OUT = click.option(
     type=click.FloatRange(0),
     default=0.005,
     show_default=True,
-    help="How far the mean accuracy may be off.",
+    help="How far the mean accuracy (or main metric) may be off.",
 )
 @_DEVICE
 @_THREADS
@@ -199,4 +199,4 @@ def _report(found: Rerun) -> list[str]:
     for name, (then, now) in found.means.items():
         lines.append(f"{name}: recorded {then:.4f}, now {now:.4f} ({now - then:+.4f})")
     share = f"{100 * found.equal:.0f} %"
-    return [*lines, f"{share} of {len(found.episodes)} episodes have the same accuracy"]
+    return [*lines, f"{share} of {len(found.episodes)} episodes have the same {found.metric}"]

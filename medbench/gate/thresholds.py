@@ -32,7 +32,7 @@ class Accuracy(Model):
 
     @model_validator(mode="after")
     def _higher_is_better(self) -> Accuracy:
-        if self.metric in ("nll", "ece", "grade_error"):
+        if self.metric in ("nll", "ece", "grade_error", "hd95"):
             raise ValueError(f"metric {self.metric!r} falls as a method improves; take another.")
         return self
 

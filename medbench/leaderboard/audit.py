@@ -19,12 +19,17 @@ import numpy as np
 
 from medbench.errors import DataError
 from medbench.files import content_key
-from medbench.leaderboard.names import METRICS
+from medbench.leaderboard.names import MAIN, METRICS
 from medbench.records import Record, read_record
 
 # Metrics that an episode may lack: where a class has no query, or chance is already perfect.
-_MAY_LACK = ("auroc", "average_precision", "kappa", "balanced_accuracy")
-_SHARES = ("accuracy", "balanced_accuracy", "auroc", "f1", "ece", "average_precision")
+# Masks where truth and prediction are empty in every query; boxes where there is none to find.
+_MASKS = ("dice", "iou", "hd95", "nsd", "ap50", "ap50_95", "froc")
+_MAY_LACK = ("auroc", "average_precision", "kappa", "balanced_accuracy", *_MASKS)
+_SHARES = (
+    "accuracy", "balanced_accuracy", "auroc", "f1", "ece", "average_precision",
+    "dice", "iou", "nsd", "ap50", "ap50_95", "froc",
+)  # fmt: skip
 _TOLERANCE = 1e-9
 _MACHINE = re.compile(r"(?:^|[\s\"'(=:])(?:/home/|/root/|/Users/|/tmp/|[A-Z]:\\)")
 
@@ -224,8 +229,8 @@ def _scores(record: Record) -> Iterator[str]:
     n = data["ingredients"]["target"]["n_episodes"]
     if data["n_episodes"] != n:
         yield f"it says n_episodes {data['n_episodes']}, and was planned with {n}."
-    if "accuracy" not in scores:
-        yield "its scores file has no accuracy."
+    if not set(MAIN) & set(scores):
+        yield f"its scores file has no {' and no '.join(MAIN)}."
     if set(scores) != set(data["summary"]):
         yield f"its scores are of {sorted(scores)}, and its summary of {sorted(data['summary'])}."
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMATS = ("table", "md", "csv", "json", "latex")
+FORMATS = ("table", "md", "csv", "json", "latex", "html")
 # The metrics of `medbench.metrics`, in its order, as tables print them.
 METRICS = {
     "accuracy": "accuracy",
@@ -14,11 +14,20 @@ METRICS = {
     "average_precision": "mean AP",
     "grade_error": "grade error",
     "kappa": "weighted kappa",
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95 (mm or px)",
+    "nsd": "NSD",
+    "ap50": "AP50",
+    "ap50_95": "AP50:95",
+    "froc": "FROC",
 }
+# What a table shows unless told: the first of these that its records have.
+MAIN = ("accuracy", "dice", "ap50")
 # Of these less is better.
-LOWER = ("nll", "ece", "grade_error")
+LOWER = ("nll", "ece", "grade_error", "hd95")
 # Printed as they are; the others are shares, printed in per cent.
-RAW = ("nll", "grade_error", "kappa")
+RAW = ("nll", "grade_error", "kappa", "hd95")
 INTERVALS = ("percentile", "bca")
 # The smallest difference that would matter to a user, in the metric's unit.
 MATTERS = 0.01

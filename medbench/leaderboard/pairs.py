@@ -11,6 +11,7 @@ import numpy as np
 
 from medbench.briefs import Brief
 from medbench.errors import UsageError, did_you_mean
+from medbench.leaderboard.build import main_metric
 from medbench.leaderboard.model import RowKey
 from medbench.leaderboard.names import LOWER
 from medbench.leaderboard.numbers import shares
@@ -52,7 +53,7 @@ def compare_rows(
     first: str,
     second: str,
     backbone: str | None,
-    metric: str,
+    metric: str | None,
     matters: float,
 ) -> Pairs:
     """Compare two rows, each named ``ALGORITHM`` or ``ALGORITHM@BACKBONE``.
@@ -61,6 +62,7 @@ def compare_rows(
     share no target; `DataError` for records that are wrong.
     """
     briefs, _ = find_briefs(folders)
+    metric = metric or main_metric(briefs)
     rows: dict[RowKey, dict[_Place, dict[int, Brief]]] = defaultdict(lambda: defaultdict(dict))
     for b in briefs:
         if b.ok:

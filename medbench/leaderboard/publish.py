@@ -11,18 +11,20 @@ from medbench.errors import DataError, UsageError
 from medbench.files import write_bytes
 from medbench.leaderboard.audit import Auditor
 from medbench.leaderboard.build import board_of
+from medbench.leaderboard.page import page_text
 from medbench.leaderboard.render import render
 from medbench.records import find_records, read_record, record_files
 
 SUITE = "suite.yaml"
-# What a board's tables are called. The first two are always there; others where they are wanted.
+# What a board's tables are called. The first three are always there; others where they are wanted.
 FILES = {
     "md": "LEADERBOARD.md",
     "csv": "leaderboard.csv",
+    "html": "index.html",
     "json": "leaderboard.json",
     "latex": "leaderboard.tex",
 }
-_ALWAYS = ("md", "csv")
+_ALWAYS = ("md", "csv", "html")
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,10 @@ def tables(folder: Path, forms: Sequence[str] = ()) -> dict[str, str]:
     """
     wanted = [f for f in FILES if f in (*_ALWAYS, *forms) or (folder / FILES[f]).exists()]
     # Not the board's folder itself: a run's cache there would be looked into.
-    board = board_of([folder / "records"])
-    return {FILES[form]: render(board, form).rstrip("\n") + "\n" for form in wanted}
+    records = [folder / "records"]
+    board = board_of(records)
+    texts = {f: page_text(board, records) if f == "html" else render(board, f) for f in wanted}
+    return {FILES[form]: text.rstrip("\n") + "\n" for form, text in texts.items()}
 
 
 def build(folder: Path, forms: Sequence[str] = ()) -> list[str]:

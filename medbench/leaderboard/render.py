@@ -27,7 +27,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 
 def render(board: Board, form: str) -> str:
-    """The board in one of `FORMATS`."""
+    """The board in one of `FORMATS`, but for ``html`` (see `medbench.leaderboard.page`)."""
     if form == "csv":
         return csv_text(board)
     if form == "latex":

@@ -190,9 +190,9 @@ def _n_pairs(verdicts: Mapping[RowKey, Verdict]) -> int:
 
 def _grouped(briefs: Sequence[Brief]) -> dict[_Place, dict[RowKey, list[Brief]]]:
     """The records of every row of every table."""
-    known = sorted({str(b.hardware) for b in briefs if b.ok})
-    # A failed record names neither hardware nor sources; it joins the others where it can.
-    elsewhere = known[0] if len(known) == 1 else "unknown"
+    machines: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for s in {b.setting for b in briefs if b.ok}:
+        machines[s.protocol, s.protocol_version].add(str(s.hardware))
     seen: dict[tuple[Any, ...], set[tuple[str, ...]]] = defaultdict(set)
     for s in {b.setting for b in briefs}:
         if s.sources is not None:
@@ -203,6 +203,9 @@ def _grouped(briefs: Sequence[Brief]) -> dict[_Place, dict[RowKey, list[Brief]]]
         s, own = b.setting, b.own
         place = places.get((s, b.ok))
         if place is None:
+            # A failed record names neither hardware nor sources; it joins the others where it can.
+            known = machines[s.protocol, s.protocol_version]
+            elsewhere = next(iter(known)) if len(known) == 1 else "unknown"
             options = seen[s.protocol, s.protocol_version, s.target]
             place = places[s, b.ok] = _Place(
                 f"{s.protocol} v{s.protocol_version}",

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from medbench.metrics.boxes import DETECTION_METRICS, detection, sensitivity
 from medbench.metrics.classes import (
-    ALL_METRICS,
+    ALL_METRICS as _OF_CLASSES,
+)
+from medbench.metrics.classes import (
     ECE_BINS,
     METRICS,
     MULTILABEL_METRICS,
@@ -18,6 +20,9 @@ from medbench.metrics.classes import (
 )
 from medbench.metrics.masks import SEGMENTATION_METRICS, segmentation
 from medbench.metrics.means import class_means, mean_of_classes
+
+ALL_METRICS = (*_OF_CLASSES, *SEGMENTATION_METRICS, *DETECTION_METRICS)
+"""Those that records may hold, in the order of tables."""
 
 __all__ = [
     "ALL_METRICS",

@@ -21,6 +21,7 @@ from medbench.stats.bootstrap import (
 from medbench.stats.clusters import estimate_groups, group_replicates
 from medbench.stats.paired import (
     Difference,
+    Tested,
     compare,
     holm,
     midranks,
@@ -41,6 +42,7 @@ __all__ = [
     "Floats",
     "Posterior",
     "Spread",
+    "Tested",
     "across_datasets",
     "bca",
     "better_than",

@@ -238,9 +238,10 @@ SYNTHETIC = DatasetSpec(
         Parameter(
             "labels",
             "classes",
-            "one class an image, or its two findings as labels of their own (multilabel)",
+            "one class an image, its two findings as labels of their own (multilabel), or masks or "
+            "boxes of its lesions (of its cell)",
             "str",
-            choices=("classes", "findings"),
+            choices=("classes", "findings", "masks", "boxes"),
         ),
         Parameter("seed", 0, "everything is drawn from it", "int", minimum=0, maximum=2**62),
     ),

@@ -23,7 +23,9 @@ from medbench_algorithms import medbench_algorithms
 
 from .conftest import FakeRun, SmallConv, StripesSource, small_vit, stripes
 
-SPECS = {spec.name: spec for spec in medbench_algorithms()}
+SPECS = {
+    spec.name: spec for spec in medbench_algorithms() if "classification" in spec.traits.task_kinds
+}
 N_WAY, N_EPISODES, N_QUERY = 3, 4, 9
 SHOTS = (3, 1, 2)
 

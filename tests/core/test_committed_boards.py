@@ -14,7 +14,13 @@ BOARDS = sorted(p.parent for p in ROOT.glob("*/suite.yaml"))
 
 
 def test_there_are_boards():
-    assert {"medmnist-cross", "omniglot", "sites"} <= {b.name for b in BOARDS}
+    assert {"quickstart", "medmnist-cross", "omniglot", "sites"} <= {b.name for b in BOARDS}
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda b: b.name)
+def test_a_board_has_a_table_to_read_one_to_compute_with_and_a_page(board):
+    for name in ("LEADERBOARD.md", "leaderboard.csv", "index.html"):
+        assert (board / name).is_file()
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda b: b.name)

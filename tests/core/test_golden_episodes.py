@@ -14,9 +14,10 @@ from medbench.plugins import registry
 from medbench.protocols import load_protocol
 from medbench.tasks import resolve
 
-OFFLINE = ("synthetic-classes", "synthetic-cross", "synthetic-sites", "synthetic-findings")
+OFFLINE = ("synthetic-classes", "synthetic-cross", "synthetic-sites", "synthetic-findings",
+           "synthetic-segmentation", "synthetic-detection")  # fmt: skip
 REAL = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "medmnist-cross",
-        "wbc-sites")  # fmt: skip
+        "wbc-sites", "nuclei-segmentation", "bccd-detection")  # fmt: skip
 # Their data are not to be had by every developer, so nobody could notice a change.
 UNSEEN = ("medmnist-findings",)
 
@@ -94,4 +95,20 @@ GOLDEN = {
     "wbc-sites-v1/folder:wbc_sites@pbc_barcelona:4w5s": "07c4cf3e7ac6ba068d362bc5b5353d49",
     "wbc-sites-v1/folder:wbc_sites@tecom_jiangxi:4w1s": "c5e8c0cd6cfbcbef32daa8d91fd5e9f9",
     "wbc-sites-v1/folder:wbc_sites@tecom_jiangxi:4w5s": "5064613817306048b8ce75e7cccc7d6c",
+    "synthetic-segmentation-v1/synthetic:cells:1w1s": "8ad5e846a11fac2e9aac4f7ec6a770ba",
+    "synthetic-segmentation-v1/synthetic:cells:1w5s": "1f48a4407accf263c414973d4972d4f0",
+    "synthetic-segmentation-v1/synthetic:fundus:1w1s": "821a3e39b8a1223466b3d0430251b85d",
+    "synthetic-segmentation-v1/synthetic:fundus:1w5s": "8ebff4d42f23b5608e2555a68ba34aa5",
+    "synthetic-segmentation-v1/synthetic:ct:1w1s": "a2b6cff6ca8577487153365ded3b07ec",
+    "synthetic-segmentation-v1/synthetic:ct:1w5s": "1b94bc5492962a1e07863020e4daf805",
+    "nuclei-segmentation-v1/masks:nuclei@colour:1w1s": "95db316c0384ebc30c1270cd354cc46f",
+    "nuclei-segmentation-v1/masks:nuclei@colour:1w5s": "a509ee0474796aa1e072328a084f3296",
+    "nuclei-segmentation-v1/masks:nuclei@dark_gray:1w1s": "6140fb7756e8662754663504a033330b",
+    "nuclei-segmentation-v1/masks:nuclei@dark_gray:1w5s": "46f58079130b9ca3e8ed6b488a1c51b2",
+    "synthetic-detection-v1/synthetic:xray:1w1s": "94660ac262bad5347858f81bcbae8534",
+    "synthetic-detection-v1/synthetic:xray:1w5s": "d75e0f84c20f80bf18a45c3c84efe7f8",
+    "synthetic-detection-v1/synthetic:fundus:1w1s": "a9ee70aaef9afe0ed84f7ef0213dc59a",
+    "synthetic-detection-v1/synthetic:fundus:1w5s": "595f0555041236561dc22d27c00c0781",
+    "bccd-detection-v1/voc:bccd:3w1s": "9252e9f1c952f288db46a000e196322d",
+    "bccd-detection-v1/voc:bccd:3w5s": "87c71f46617de89536da779d66e9a9c0",
 }

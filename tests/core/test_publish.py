@@ -315,7 +315,8 @@ def test_boards_are_the_same_bytes_wherever_and_whenever_they_are_built(board, t
     for path in sorted((board / "records").iterdir(), reverse=True):
         shutil.copyfile(path, other / "records" / path.name)
     told = medbench("board", "build", other, "--also", "json", "--also", "latex", capsys=capsys)
-    assert "written: LEADERBOARD.md, leaderboard.csv, leaderboard.json, leaderboard.tex" in told
+    names = "LEADERBOARD.md, leaderboard.csv, index.html, leaderboard.json, leaderboard.tex"
+    assert f"written: {names}" in told
     assert contents(other) == contents(board)
     again = medbench("board", "build", other, capsys=capsys)
     assert "all tables were as they should be" in again

@@ -52,6 +52,7 @@ LAYERS = [
     {"ingredients"},
     {"plan", "backbones", "source"},
     {"training", "bench", "faults"},
+    {"answers"},
     {"lanes", "leaderboard", "training_job", "gate"},
     {"worker"},
     {"engine"},
@@ -155,7 +156,8 @@ SITES = str(ROOT.parent / "leaderboards" / "sites")
         (["explain", "--help"], [*_HEAVY, "numpy", "pluggy", "pyarrow"]),
         (["check", "--help"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
         (["new", "--help"], [*_HEAVY, "numpy", "yaml", "pyarrow"]),
-        (["leaderboard", SITES], [*_HEAVY, "medbench.plugins", "yaml"]),
+        (["leaderboard", SITES], [*_HEAVY, "medbench.plugins", "yaml", "jinja2"]),
+        (["leaderboard", SITES, "--format", "html"], [*_HEAVY, "medbench.plugins", "yaml"]),
     ],
     ids=[
         "help",
@@ -167,6 +169,7 @@ SITES = str(ROOT.parent / "leaderboards" / "sites")
         "check-help",
         "new-help",
         "leaderboard",
+        "page",
     ],
 )
 def test_a_command_loads_no_more_than_it_needs(arguments, without):

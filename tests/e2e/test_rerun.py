@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import toy
-from medbench import plugins
+from medbench import plugins, sourcecode
 from medbench.cli import main
 from medbench.errors import DataError, UsageError
 from medbench.files import file_digest
@@ -26,6 +26,7 @@ def medbench(capsys):
 
     def call(*arguments, code=0) -> str:
         plugins.registry.cache_clear()
+        sourcecode.source_digest.cache_clear()  # as a command that starts anew
         with pytest.raises(SystemExit) as stop:
             main([str(a) for a in arguments])
         shown = capsys.readouterr()

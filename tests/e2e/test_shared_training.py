@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import MEDBENCH, alive, children, medbench, wait_for
 from safetensors.torch import load_file
 
 import toy
+from e2e.runs import MEDBENCH, alive, children, medbench, wait_for
 
 MAML = "{name: maml, params: {meta_batch: 3, inner_steps: 2, train_shot: 1}}"
 

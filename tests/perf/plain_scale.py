@@ -26,29 +26,34 @@ def write_run(folder: Path, n: int) -> None:
 
     Five seeds of every algorithm, on two shots of one data set; forty score files in turn.
     """
-    write = _Writer(folder)
+    write = Writer(folder)
     for i in range(n):
         row, shot = divmod(i // N_SEEDS, len(SHOTS))
         target = f"folder:wbc_sites@cellavision_blog:4w{SHOTS[shot]}s"
         names = {"algorithm": f"a{row}", "algorithm_label": f"a{row}", "seed": i % N_SEEDS}
-        key = hashlib.blake2b(b"%d" % i, digest_size=16).hexdigest()
-        stem = f"4w{SHOTS[shot]}s_conv4-32_a{row}_seed{i % N_SEEDS}-{key[:12]}"
-        write(stem, key, {**names, "shot": SHOTS[shot], "target": target})
+        found = key(i)
+        stem = f"4w{SHOTS[shot]}s_conv4-32_a{row}_seed{i % N_SEEDS}-{found[:12]}"
+        write(stem, found, {**names, "shot": SHOTS[shot], "target": target})
+
+
+def key(i: int) -> str:
+    """A record's key, for the `i`-th."""
+    return hashlib.blake2b(b"%d" % i, digest_size=16).hexdigest()
 
 
 def write_records(folder: Path, jobs: Any) -> None:
     """A run's folder with a record of every cell of a plan."""
-    write = _Writer(folder)
+    write = Writer(folder)
     for job in jobs:
         write(job.file_stem, job.key, {"target": job.ingredients["target"]["id"]})
 
 
-class _Writer:
+class Writer:
     """Writes records as fast as files are made: without syncing, and with few distinct scores."""
 
     def __init__(self, folder: Path) -> None:
         template = next(RECORDS.glob("*_anil_*.json"))
-        self._document = json.loads(template.read_text())
+        self.document = json.loads(template.read_text())
         self._scores = [_scores_file(i) for i in range(40)]
         self._n = 0
         self._folder = folder / "records"
@@ -58,7 +63,7 @@ class _Writer:
     def __call__(self, stem: str, key: str, cell: dict[str, Any]) -> None:
         # Two strides, so that no two rows of five seeds have the same scores.
         body, digest = self._scores[(7 * self._n + self._n // 40) % 40]
-        document = self._document | {"cell": self._document["cell"] | cell, "key": key}
+        document = self.document | {"cell": self.document["cell"] | cell, "key": key}
         document |= {"scores_file": f"{stem}.parquet", "scores_digest": digest}
         (self._folder / f"{stem}.json").write_text(json.dumps(document, indent=1))
         (self._folder / f"{stem}.parquet").write_bytes(body)

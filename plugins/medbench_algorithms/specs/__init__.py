@@ -6,11 +6,13 @@ from medbench.api import AlgorithmSpec
 from medbench_algorithms.specs import (
     augmentation,
     conformance,
+    detection,
     feature_maps,
     fine_tuning,
     metric,
     optimisation,
     pretraining,
+    segmentation,
     solvers,
     transductive,
 )
@@ -26,6 +28,8 @@ _SPECS: tuple[AlgorithmSpec, ...] = (
     *transductive.SPECS,
     *fine_tuning.SPECS,
     *pretraining.SPECS,
+    *segmentation.SPECS,
+    *detection.SPECS,
 )
 
 ALL = tuple(conformance.with_conformance(spec) for spec in _SPECS)

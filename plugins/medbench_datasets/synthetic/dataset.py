@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medbench.api import (
+    Boxes,
     ClassSplit,
     DataError,
     Dataset,
     DatasetInfo,
     Place,
+    TaskKind,
     Unavailable,
     derive_seed,
 )
@@ -38,6 +40,7 @@ GENERATOR = 1
 
 DOMAINS: dict[str, Domain] = {"cells": CELLS, "fundus": FUNDUS, "xray": XRAY, "ct": CT}
 N_SITES = 4
+_TARGETS: dict[str, TaskKind] = {"masks": "segmentation", "boxes": "detection"}
 
 _HERE = Path(__file__).parent
 _SEAL = 32
@@ -80,7 +83,9 @@ class Synthetic(Dataset):
 
     Classes are pairs of a form and a pattern; the class split ``default`` tests pairs that are new
     of forms and patterns that are not. With ``labels`` = ``findings`` an image has both as labels
-    of their own, which makes the set multilabel: two of eleven are true of each image. Each patient
+    of their own, which makes the set multilabel: two of eleven are true of each image. With
+    ``masks`` or ``boxes`` the targets are those of the lesions (of one form an image) or of the
+    cell, for segmentation or detection. Each patient
     has three or four images of one class, at one site; image splits keep patients apart.
     """
 
@@ -145,6 +150,8 @@ class Synthetic(Dataset):
         )
         if labels == "findings":
             self._ask_for_findings()
+        elif labels in _TARGETS:
+            self._ask_for_objects(labels)
         self._block = max(1, _BLOCK_PIXELS // size**2)
         image_bytes = size**2 * names.channels
         self._n_kept = max(1, _KEPT_BYTES // (self._block * image_bytes))
@@ -168,6 +175,29 @@ class Synthetic(Dataset):
             class_splits={},
         )
         self._key = (*self._key, "findings")
+
+    def _ask_for_objects(self, labels: str) -> None:
+        """Masks or boxes of lesions by their form, or of the one cell of each image."""
+        found = np.zeros((len(self._forms), len(self._structures())), np.uint8)
+        found[np.arange(len(found)), self._structure_of(np.arange(len(found)))] = 1
+        self.labels = found
+        self.info = replace(
+            self.info,
+            label_names=self._structures(),
+            task_kind=_TARGETS[labels],
+            class_splits={},
+        )
+        self._key = (*self._key, labels)
+
+    def _structures(self) -> tuple[str, ...]:
+        return ("cell",) if self._domain is CELLS else self._domain.forms
+
+    def _structure_of(self, indices: Ints) -> Ints:
+        """Which structure the objects of each image are; all of one image are alike."""
+        if self._domain is CELLS:
+            return np.zeros(len(indices), np.int64)
+        forms: Ints = self._forms[indices]
+        return forms
 
     @property
     def digest(self) -> str:
@@ -193,6 +223,29 @@ class Synthetic(Dataset):
             chosen = np.flatnonzero(blocks == block)
             images[chosen] = self._painted(int(block))[indices[chosen] - block * self._block]
         return images
+
+    def read_masks(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """True masks ``(b, n_structures, H, W)``, with ``labels`` = ``masks``."""
+        if self.info.task_kind != "segmentation":
+            return super().read_masks(indices)
+        found = np.zeros((len(indices), len(self.info.label_names), self._size, self._size), bool)
+        found[np.arange(len(indices)), self._structure_of(indices)] = self.masks(indices)
+        return found
+
+    def read_boxes(self, indices: NDArray[np.int64]) -> list[Boxes]:
+        """True boxes, one a lesion or cell, with ``labels`` = ``boxes``."""
+        if self.info.task_kind != "detection":
+            return super().read_boxes(indices)
+        return [
+            Boxes(
+                rows.astype(np.float64),
+                np.full(len(rows), structure, np.int64),
+                np.zeros(len(rows), np.bool_),
+            )
+            for rows, structure in zip(
+                self.boxes(indices), self._structure_of(indices).tolist(), strict=True
+            )
+        ]
 
     def masks(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """True masks ``(b, H, W)``: the cell, or all lesions together."""

@@ -1,0 +1,89 @@
+"""Masked prototypes: the mean feature of each class inside its masks, and of the background."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medbench.api import Algorithm, Predictor, Support
+from medbench_algorithms.dense.pooling import (
+    against_the_best_other,
+    enlarged,
+    place_weights,
+)
+
+
+@final
+class MaskedPrototypes(Algorithm):
+    """PANet's way to segment, on the backbone as it is.
+
+    Wang et al., ICCV 2019, section 3.2 and 3.3; its training (and the alignment regularisation of
+    section 3.4) are not part of this method. With `centre` the mean feature of the support's
+    places is taken off all features first: those of a network without training, or behind a
+    ReLU, all point one way.
+    """
+
+    def __init__(self, alpha: float = 20.0, centre: bool = False) -> None:
+        self.alpha = alpha
+        self.centre = centre
+
+    def adapt(self, support: Support) -> Predictor:
+        """Prototypes from maps ``(..., n, c, h, w)`` and masks ``(..., n, n_way, H, W)``."""
+        assert support.masks is not None
+        assert support.size is not None
+        middle = centre_of(support.inputs) if self.centre else None
+        maps = support.inputs if middle is None else support.inputs - middle
+        prototypes = class_prototypes(maps, support.masks)
+        return _Nearest(prototypes, self.alpha, support.size, middle)
+
+
+def centre_of(maps: Tensor) -> Tensor:
+    """The mean feature ``(..., 1, c, 1, 1)`` over all places of maps ``(..., n, c, h, w)``."""
+    return maps.mean(dim=(-4, -2, -1), keepdim=True)
+
+
+def class_prototypes(maps: Tensor, masks: Tensor) -> Tensor:
+    """Prototypes ``(..., n_way + 1, c)``, the background first (equations 1 and 2).
+
+    The mean, over the images that show a class, of the mean feature inside its mask; for the
+    background over all images, outside all masks.
+    """
+    background = ~masks.any(dim=-3, keepdim=True)
+    whole = torch.cat([background, masks], dim=-3)
+    weights = place_weights(whole, *maps.shape[-2:]).flatten(-2)  # (..., n, n_way + 1, h w)
+    area = weights.sum(-1, keepdim=True)
+    inside = (weights / area.clamp_min(1e-6)) @ maps.flatten(-2).mT  # (..., n, n_way + 1, c)
+    shown = (area > 0).to(inside.dtype)
+    means: Tensor = (inside * shown).sum(-3) / shown.sum(-3).clamp_min(1.0)
+    return means
+
+
+@final
+class _Nearest(Predictor):
+    def __init__(
+        self,
+        prototypes: Tensor,
+        alpha: float,
+        size: tuple[int, int],
+        middle: Tensor | None,
+    ) -> None:
+        self.prototypes = prototypes
+        self.middle = middle
+        self.alpha = alpha
+        self.size = size
+        self.n_adapted = prototypes.shape[-2] * prototypes.shape[-1]
+
+    def predict(self, query: Tensor) -> Tensor:
+        """Scores of masks ``(..., n_query, n_way, H, W)`` (equations 3 and 4).
+
+        The softmax over negative cosine distances, times alpha, is above all others where
+        its exponent is: ``alpha cos(f, p)``, enlarged as the authors' code does.
+        """
+        query = query if self.middle is None else query - self.middle
+        towards = F.normalize(self.prototypes, dim=-1).unsqueeze(-3)
+        places = F.normalize(query.flatten(-2), dim=-2)  # (..., n_query, c, h w)
+        cosines = (towards @ places).reshape(*query.shape[:-3], -1, *query.shape[-2:])
+        return against_the_best_other(enlarged(self.alpha * cosines, self.size))

@@ -1,0 +1,125 @@
+"""A small U-Net from scratch, trained on each support set alone."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from medbench.api import Algorithm, Predictor, Support
+
+
+class UNet(nn.Module):
+    """Ronneberger et al. 2015 with a third of its depth: two poolings, instance norms, 3x3.
+
+    Images ``(b, C, H, W)``, sides multiples of 4, in; scores ``(b, n_out, H, W)`` out.
+    """
+
+    def __init__(self, channels: int, n_out: int, width: int) -> None:
+        super().__init__()
+        self.first = _pair(channels, width)
+        self.second = _pair(width, 2 * width)
+        self.bottom = _pair(2 * width, 4 * width)
+        self.up_second = _pair(6 * width, 2 * width)
+        self.up_first = _pair(3 * width, width)
+        self.last = nn.Conv2d(width, n_out, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores of every class at every pixel."""
+        one = self.first(images)
+        two = self.second(F.max_pool2d(one, 2))
+        deep = self.bottom(F.max_pool2d(two, 2))
+        two = self.up_second(torch.cat([two, _doubled(deep, two)], dim=1))
+        one = self.up_first(torch.cat([one, _doubled(two, one)], dim=1))
+        found: Tensor = self.last(one)
+        return found
+
+
+def _pair(n_in: int, n_out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n in (n_in, n_out):
+        layers += [nn.Conv2d(n, n_out, 3, padding=1), nn.GroupNorm(1, n_out), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _doubled(maps: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(maps, size=like.shape[-2:], mode="nearest")
+
+
+@final
+class ScratchUNet(Algorithm):
+    """Segment as one would without any other data: fit a U-Net to the support set.
+
+    Cross-entropy of each class's mask plus one minus its soft Dice (Isensee et al. 2021), Adam,
+    images turned and mirrored at random. Randomness comes from the episode's seed alone.
+    """
+
+    def __init__(
+        self, steps: int = 80, lr: float = 0.01, width: int = 8, batch_size: int = 8
+    ) -> None:
+        self.steps = steps
+        self.lr = lr
+        self.width = width
+        self.batch_size = batch_size
+
+    def adapt(self, support: Support) -> Predictor:
+        """Train on images ``(n, C, H, W)`` and masks ``(n, n_way, H, W)``."""
+        assert support.masks is not None
+        images, truth = support.inputs, support.masks.float()
+        draws = support.generator()
+        network = _fresh(images.shape[1], support.n_way, self.width, draws).to(images.device)
+        optimiser = torch.optim.Adam(network.parameters(), lr=self.lr)
+        with torch.enable_grad():
+            for step in range(self.steps):
+                for group in optimiser.param_groups:
+                    group["lr"] = self.lr * (1.0 - step / self.steps)
+                x, y = self._batch(images, truth, draws)
+                optimiser.zero_grad()
+                loss = _loss(network(x), y)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+        return _Segments(network.eval())
+
+    def _batch(self, images: Tensor, truth: Tensor, draws: Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randperm(len(images), generator=draws)[: self.batch_size]
+        chosen = chosen.to(images.device)
+        turns, mirror = torch.randint(0, 8, (2,), generator=draws).tolist()
+        x, y = (
+            torch.rot90(t[chosen], turns % 4, dims=(-2, -1)) if t.shape[-1] == t.shape[-2] else t
+            for t in (images, truth)
+        )
+        return (x.flip(-1), y.flip(-1)) if mirror % 2 else (x, y)
+
+
+def _fresh(channels: int, n_out: int, width: int, draws: Generator) -> UNet:
+    """A network with weights from `draws` (He et al. 2015), whatever torch's global state."""
+    network = UNet(channels, n_out, width)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=draws)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def _loss(scores: Tensor, truth: Tensor) -> Tensor:
+    p = scores.sigmoid()
+    shared = (p * truth).sum(dim=(0, 2, 3))
+    dice = (2 * shared + 1.0) / (p.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3)) + 1.0)
+    return F.binary_cross_entropy_with_logits(scores, truth) + (1.0 - dice).mean()
+
+
+@final
+class _Segments(Predictor):
+    def __init__(self, network: UNet) -> None:
+        self.network = network
+        self.n_adapted = sum(p.numel() for p in network.parameters())
+
+    def predict(self, query: Tensor) -> Tensor:
+        """Scores ``(n_query, n_way, H, W)``."""
+        with torch.no_grad():
+            # One image at a time: a convolution may round a batch in another way.
+            found: Tensor = torch.cat([self.network(image[None]) for image in query])
+        return found
