@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pluggy
 
@@ -30,6 +30,9 @@ from medbench.api import (
     DatasetSpec,
     Parameter,
     ProtocolSpec,
+    Stage,
+    TaskKind,
+    Traits,
 )
 from medbench.errors import PluginError, UsageError, did_you_mean
 
@@ -42,6 +45,8 @@ KINDS: dict[str, type[Any]] = {
     "algorithms": AlgorithmSpec,
     "protocols": ProtocolSpec,
 }
+_TYPES = ("int", "float", "bool", "str")
+_WORKS_ON = ("features", "maps", "images")
 HOOKS = tuple(n for n in vars(hookspecs) if n.startswith("medbench_"))
 
 
@@ -118,9 +123,14 @@ class Registry:
                 raise UsageError(f"{kind[:-1]} {head!r} takes no argument, and {name!r} gives one.")
             return table[head]
         hint = did_you_mean(head, table)
-        if self.faults:
-            hint += " Some plugins could not be loaded: see 'medbench plugins'."
-        raise UsageError(f"There is no {kind[:-1]} called {name!r}.{hint}")
+        raise UsageError(f"There is no {kind[:-1]} called {name!r}.{hint}{self.left_out()}")
+
+    def left_out(self) -> str:
+        """What to add where a name is not found: that a faulty plugin may have had it."""
+        if not self.faults:
+            return ""
+        more = "" if len(self.faults) == 1 else f", and {len(self.faults) - 1} more"
+        return f" Some plugins could not be loaded: {self.faults[0]}{more}; see 'medbench plugins'."
 
     def find(self, name: str) -> list[Entry]:
         """Entries of every kind that are called `name`."""
@@ -256,8 +266,11 @@ def _load_one(
             continue
         returned, fault = result._call(plugin, hook)
         if fault is None:
-            reason = _nonsense(hook, returned, spec_type)
-            fault = _fault(plugin, reason) if reason else None
+            try:
+                reason = _nonsense(hook, returned, spec_type)
+                fault = _fault(plugin, reason) if reason else None
+            except Exception as error:  # a field holds something of another type
+                fault = _fault(plugin, f"{hook}: a spec cannot be read: {_short(error)}", error)
         if fault:
             break
         specs[kind] = list(returned)
@@ -311,10 +324,35 @@ def _nonsense(hook: str, returned: Any, spec_type: type[Any]) -> str | None:
         if not isinstance(spec, ProtocolSpec):
             if not isinstance(spec.factory, str) or spec.factory.count(":") != 1:
                 return f"{hook}: {spec.name}: factory {spec.factory!r} is not 'module:name'"
+            trouble = _wrong_word(spec)
+            if trouble:
+                return f"{hook}: {spec.name}: {trouble}"
             for parameter in spec.parameters:
                 trouble = parameter_problem(parameter, parameter.default)
                 if trouble:
                     return f"{hook}: {spec.name}: default of {parameter.name}: {trouble}"
+    return None
+
+
+def _wrong_word(spec: Any) -> str | None:
+    """Which field of a spec has none of the words it may have; None when all do."""
+    words: list[tuple[str, Any, tuple[str, ...]]] = []
+    for parameter in spec.parameters:
+        if not isinstance(parameter, Parameter):
+            return f"parameters must be a tuple of Parameter, and it holds {parameter!r}"
+        words.append((f"type of parameter {parameter.name}", parameter.type, _TYPES))
+        words.append((f"stage of parameter {parameter.name}", parameter.stage, get_args(Stage)))
+    if isinstance(spec, AlgorithmSpec):
+        traits: Any = spec.traits
+        if not isinstance(traits, Traits):
+            return f"traits must be a Traits, and is {traits!r}"
+        words.append(("trait works_on", spec.traits.works_on, _WORKS_ON))
+        words += [("trait task_kinds", kind, get_args(TaskKind)) for kind in spec.traits.task_kinds]
+    if isinstance(spec, DatasetSpec):
+        words.append(("task_kind", spec.task_kind, get_args(TaskKind)))
+    for what, value, valid in words:
+        if value not in valid:
+            return f"{what} is {value!r}, and one of {', '.join(valid)} is needed"
     return None
 
 

@@ -116,9 +116,7 @@ def info_command(name: str, as_json: bool) -> None:
     suites = bundled_suites()
     if not entries and name not in suites:
         known = [n for table in registry().entries.values() for n in table] + list(suites)
-        hint = did_you_mean(name, known)
-        if registry().faults:
-            hint += " Some plugins could not be loaded: see 'medbench plugins'."
+        hint = did_you_mean(name, known) + registry().left_out()
         raise UsageError(f"There is nothing called {name!r}.{hint}")
     if as_json:
         found = [_full(e) for e in entries]

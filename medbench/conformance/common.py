@@ -59,7 +59,8 @@ def _import(module: str) -> tuple[float, tuple[str, ...], str]:
     "import",
     reason="'medbench list' imports every installed plugin; a slow one makes all commands slow.",
     hint="Let the module with the hooks import medbench.api alone, and torch only in the modules "
-    "that factories name; do nothing else when it is imported.",
+    "that factories name; do nothing else when it is imported. Name what you import: "
+    "'from medbench.api import *' loads torch for Backbone.",
 )
 def _imports_fast(subject: Subject) -> None:
     module = subject.entry.plugin.module

@@ -75,8 +75,7 @@ def _unknown(registry: Registry, name: str) -> str:
         hint = f" Nor is there a module {head}, here or installed."
     else:
         hint = did_you_mean(head, known)
-    if registry.faults:
-        hint += " Some plugins could not be loaded: see 'medbench plugins'."
+    hint += registry.left_out()
     return (
         f"There is no plugin called {name!r}.{hint} Code that is not installed is named as "
         "MODULE:FACTORY, such as acme_medbench.nearest:Nearest."

@@ -164,6 +164,11 @@ def call(factory: Callable[..., Any], params: Mapping[str, Any], path: str) -> A
     try:
         return factory(**params)
     except TypeError as error:
+        if "abstract method" in str(error):
+            raise Broken(
+                f"{path} is not complete: {error}.",
+                "Write the methods that the base class asks for, by these names.",
+            ) from error
         raise Broken(
             f"{path} does not take the parameters of its spec ({', '.join(params) or 'none'}): "
             f"{in_words(error)}"

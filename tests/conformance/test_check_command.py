@@ -217,3 +217,52 @@ def test_the_decorator_refuses_an_unknown_name():
 def test_importing_the_package_of_checks_imports_no_torch():
     code = "import sys, medbench.conformance; assert not {'torch', 'pytest'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- plugins that are left out -------------------------------------------------------------------
+
+
+FIRST = 'return [spec("odd/right", "Mean"'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (FIRST, FIRST + ", parameters=(Parameter('p', 1, 'x', 'flaot'),)", "type of parameter p"),
+        (FIRST, FIRST + ", parameters=(Parameter('p', 1, 'x', 'int', stage='x'),)", "train, adapt"),
+        (FIRST, FIRST + ", parameters=('p',)", "parameters must be a tuple of Parameter"),
+        (FIRST, FIRST + ", parameters=Parameter('p', 1, 'x', 'int')", "a spec cannot be read"),
+        ("works_on='features'", "works_on='feature'", "features, maps, images is needed"),
+        ("works_on='features'", "works_on='maps', task_kinds=('boxes',)", "trait task_kinds is"),
+        ("return [", "return (", "SyntaxError"),
+        ("@hookimpl", "", "lacks the decorator"),
+    ],
+)
+def test_whoever_asks_for_a_plugin_that_is_left_out_is_told_why(
+    distribute, capsys, old, new, words
+):
+    source = RIGHT.replace('works_on="features"', "works_on='features'")
+    assert old in source
+    distribute("odd", source.replace(old, new), odd_parts=PARTS)
+    for command in (["check", "odd/right"], ["info", "odd/right"], ["list", "algorithms"]):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        shown = capsys.readouterr()
+        if command[0] == "list":  # the others are there
+            assert not stop.value.code
+            assert "protonet" in shown.out
+        else:
+            assert stop.value.code == 2
+            assert "odd 1.0" in shown.err
+            assert words in shown.err
+
+
+def test_a_class_that_lacks_a_method_is_named_with_it(distribute, capsys):
+    distribute("odd", RIGHT, odd_parts=PARTS.replace("def adapt", "def fit"))
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "odd/right", "--only", "factory"])
+    assert stop.value.code == 1
+    shown = capsys.readouterr().out
+    assert "odd_parts:Mean is not complete" in shown
+    assert "abstract method" in shown
+    assert "fix: Write the methods" in shown
