@@ -20,7 +20,12 @@ Scalar = StrictBool | StrictInt | float | StrictStr | None
 # The task kinds whose targets are masks or boxes.
 TARGETED = ("segmentation", "detection")
 # By what the rows of a board are ranked unless told; one board has one metric.
-MAIN_METRIC = {"classification": "accuracy", "multilabel": "accuracy", "segmentation": "dice"}
+MAIN_METRIC = {
+    "classification": "accuracy",
+    "multilabel": "accuracy",
+    "segmentation": "dice",
+    "detection": "ap50",
+}
 # As LUNA16 reads them; `medbench.metrics` has the same ones.
 FALSE_POSITIVES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 

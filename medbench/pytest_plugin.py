@@ -165,7 +165,8 @@ def _judge(config: pytest.Config, gate: str | None, update: str | None) -> Outco
     told = ""
     if update:
         write_baseline(Path(update), after, commit_here())
-        told = f"{update}: {len(after.cells)} cells"
+        n = len(after.cells)
+        told = f"{update}: {n} {'cell' if n == 1 else 'cells'}"
     if gate is None:
         return told
     return judge(read_side(Path(gate), rules.accuracy.metric), after, rules)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from medbench.answers.base import Answers
+from medbench.answers.boxes import BoxAnswers
 from medbench.answers.classes import ClassAnswers, LabelAnswers
 from medbench.answers.masks import MaskAnswers
 from medbench.bench import Bench
@@ -19,6 +20,7 @@ _KINDS: dict[str, type[Answers[Any, Any]]] = {
     "classification": ClassAnswers,
     "multilabel": LabelAnswers,
     "segmentation": MaskAnswers,
+    "detection": BoxAnswers,
 }
 
 

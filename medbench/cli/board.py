@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--metric",
     type=click.Choice(METRICS),
-    help="By what to rank [the main one of the task kind: accuracy, dice].",
+    help="By what to rank [the main one of the task kind: accuracy, dice, ap50].",
 )
 @click.option(
     "--interval",

@@ -17,7 +17,7 @@ from medbench.leaderboard.names import MATTERS, METRICS
 @click.option(
     "--metric",
     type=click.Choice(METRICS),
-    help="By what to rank [the main one of the task kind: accuracy, dice].",
+    help="By what to rank [the main one of the task kind: accuracy, dice, ap50].",
 )
 @click.option(
     "--matters",

@@ -52,6 +52,7 @@ def gate_command(
     """
     # The libraries below take longer to import than `--help` takes.
     from medbench.gate.baseline import commit_here, write_baseline
+    from medbench.gate.chance import near_chance
     from medbench.gate.judge import judge
     from medbench.gate.reading import read_side
     from medbench.gate.thresholds import load_thresholds
@@ -62,8 +63,17 @@ def gate_command(
         if baseline.is_dir():
             raise UsageError(f"{baseline} is a folder; --update writes a file, such as gate.json.")
         write_baseline(baseline, after, commit_here())
-        click.echo(f"{baseline}: {len(after.cells)} cells of {current}.")
+        n = len(after.cells)
+        click.echo(f"{baseline}: {n} {'cell' if n == 1 else 'cells'} of {current}.")
+        at_chance = near_chance(list(after.cells.values()), rules.accuracy.metric)
+        if at_chance:
+            click.echo(f"note: {at_chance}", err=True)
         return 0
+    if not baseline.exists():
+        raise UsageError(
+            f"There is no baseline {baseline}. Write it once with 'medbench gate {baseline} "
+            f"{current} --update', where the code is as it should be, and commit it."
+        )
     if baseline.resolve() == current.resolve():
         raise UsageError(f"BASELINE and CURRENT are both {current}: nothing would ever differ.")
     outcome = judge(read_side(baseline, rules.accuracy.metric), after, rules)

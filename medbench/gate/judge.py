@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from medbench.gate.chance import near_chance
 from medbench.gate.compare import Pair, compare_all
 from medbench.gate.measurements import CellResult, Side
 from medbench.gate.ratios import in_turns, machine_change
@@ -228,7 +229,8 @@ def _notices(before: Side, after: Side, pairs: Sequence[Pair]) -> list[str]:
             "The sides were not measured in turns: the noise between their times is the declared "
             "one (time.noise). 'medbench bench' runs both in turns and tells smaller changes."
         )
-    return found
+    at_chance = near_chance([p.before for p in pairs], before.metric)
+    return [*found, at_chance] if at_chance else found
 
 
 def _headline(

@@ -23,12 +23,12 @@ from medbench.leaderboard.names import MAIN, METRICS
 from medbench.records import Record, read_record
 
 # Metrics that an episode may lack: where a class has no query, or chance is already perfect.
-# Masks: where truth and prediction are empty in every query.
-_MASKS = ("dice", "iou", "hd95", "nsd")
+# Masks where truth and prediction are empty in every query; boxes where there is none to find.
+_MASKS = ("dice", "iou", "hd95", "nsd", "ap50", "ap50_95", "froc")
 _MAY_LACK = ("auroc", "average_precision", "kappa", "balanced_accuracy", *_MASKS)
 _SHARES = (
     "accuracy", "balanced_accuracy", "auroc", "f1", "ece", "average_precision",
-    "dice", "iou", "nsd",
+    "dice", "iou", "nsd", "ap50", "ap50_95", "froc",
 )  # fmt: skip
 _TOLERANCE = 1e-9
 _MACHINE = re.compile(r"(?:^|[\s\"'(=:])(?:/home/|/root/|/Users/|/tmp/|[A-Z]:\\)")

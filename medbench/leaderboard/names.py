@@ -18,9 +18,12 @@ METRICS = {
     "iou": "IoU",
     "hd95": "HD95 (mm or px)",
     "nsd": "NSD",
+    "ap50": "AP50",
+    "ap50_95": "AP50:95",
+    "froc": "FROC",
 }
 # What a table shows unless told: the first of these that its records have.
-MAIN = ("accuracy", "dice")
+MAIN = ("accuracy", "dice", "ap50")
 # Of these less is better.
 LOWER = ("nll", "ece", "grade_error", "hd95")
 # Printed as they are; the others are shares, printed in per cent.

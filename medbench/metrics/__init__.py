@@ -21,7 +21,7 @@ from medbench.metrics.classes import (
 from medbench.metrics.masks import SEGMENTATION_METRICS, segmentation
 from medbench.metrics.means import class_means, mean_of_classes
 
-ALL_METRICS = (*_OF_CLASSES, *SEGMENTATION_METRICS)
+ALL_METRICS = (*_OF_CLASSES, *SEGMENTATION_METRICS, *DETECTION_METRICS)
 """Those that records may hold, in the order of tables."""
 
 __all__ = [

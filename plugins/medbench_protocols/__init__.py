@@ -15,6 +15,8 @@ _SUMMARIES = {
     "omniglot-20w5s": "Omniglot, 20-way 5-shot, unseen characters (Vinyals split)",
     "synthetic-segmentation": "Made-up cells and lesions, masks from a few marked images; offline",
     "nuclei-segmentation": "Nuclei in fluorescence and stained tissue, masks from a few images",
+    "synthetic-detection": "Made-up lesions, boxes from a few marked images; offline",
+    "bccd-detection": "Blood cells and platelets, boxes from a few marked smears",
     "medmnist-cross": "MedMNIST 2-D sets, one held-out dataset at a time",
     "medmnist-findings": "ChestMNIST, 14 findings (multilabel), meta-train on other domains",
     "wbc-sites": "White blood cells, one held-out laboratory at a time",

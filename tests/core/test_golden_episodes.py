@@ -15,9 +15,9 @@ from medbench.protocols import load_protocol
 from medbench.tasks import resolve
 
 OFFLINE = ("synthetic-classes", "synthetic-cross", "synthetic-sites", "synthetic-findings",
-           "synthetic-segmentation")  # fmt: skip
+           "synthetic-segmentation", "synthetic-detection")  # fmt: skip
 REAL = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "medmnist-cross",
-        "wbc-sites", "nuclei-segmentation")  # fmt: skip
+        "wbc-sites", "nuclei-segmentation", "bccd-detection")  # fmt: skip
 # Their data are not to be had by every developer, so nobody could notice a change.
 UNSEEN = ("medmnist-findings",)
 
@@ -105,4 +105,10 @@ GOLDEN = {
     "nuclei-segmentation-v1/masks:nuclei@colour:1w5s": "a509ee0474796aa1e072328a084f3296",
     "nuclei-segmentation-v1/masks:nuclei@dark_gray:1w1s": "6140fb7756e8662754663504a033330b",
     "nuclei-segmentation-v1/masks:nuclei@dark_gray:1w5s": "46f58079130b9ca3e8ed6b488a1c51b2",
+    "synthetic-detection-v1/synthetic:xray:1w1s": "94660ac262bad5347858f81bcbae8534",
+    "synthetic-detection-v1/synthetic:xray:1w5s": "d75e0f84c20f80bf18a45c3c84efe7f8",
+    "synthetic-detection-v1/synthetic:fundus:1w1s": "a9ee70aaef9afe0ed84f7ef0213dc59a",
+    "synthetic-detection-v1/synthetic:fundus:1w5s": "595f0555041236561dc22d27c00c0781",
+    "bccd-detection-v1/voc:bccd:3w1s": "9252e9f1c952f288db46a000e196322d",
+    "bccd-detection-v1/voc:bccd:3w5s": "87c71f46617de89536da779d66e9a9c0",
 }

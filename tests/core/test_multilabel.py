@@ -277,4 +277,4 @@ def test_kappa_of_a_constant_is_not_a_number():
 
 
 def test_every_metric_can_be_asked_of_a_leaderboard():
-    assert len(set(ALL_METRICS)) == len(ALL_METRICS) == 13
+    assert len(set(ALL_METRICS)) == len(ALL_METRICS) == 16

@@ -298,3 +298,30 @@ def test_thresholds_come_from_yaml_with_the_line_of_an_error(tmp_path, run_folde
     path.write_text("accuracy: {metric: nll}\n")
     with pytest.raises(ConfigError, match="falls as a method improves"):
         load_thresholds(path)
+
+
+def test_scores_at_chance_are_told_because_they_cannot_get_worse(run_folder):
+    guessing = np.tile([0.14, 0.30], 200)
+    cells = {"m": {"scores": LEVEL}, "n": {"scores": guessing}}
+    outcome = gate(run_folder("a", cells), run_folder("b", cells))
+    (told,) = [text for text in outcome.notices if "near chance" in text]
+    assert "In 1 of 2 cells accuracy is near chance (22% in 5-way tasks" in told
+    assert "guessing gives 20%" in told
+    only = {"m": {"scores": LEVEL}}
+    quiet = gate(run_folder("c", only), run_folder("d", only))
+    assert not [text for text in quiet.notices if "near chance" in text]
+
+
+def test_a_baseline_that_is_not_there_yet_is_refused_with_the_command_that_writes_it(
+    run_folder, tmp_path, capsys
+):
+    from medbench.cli import main
+
+    now, file = run_folder("a", {"m": {"scores": LEVEL}}), tmp_path / "base.json"
+    with pytest.raises(SystemExit) as stop:
+        main(["gate", str(file), str(now)])
+    assert stop.value.code == 2
+    assert f"medbench gate {file} {now} --update" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["gate", str(file), str(now), "--update"])
+    assert f"{file}: 1 cell of {now}." in capsys.readouterr().out

@@ -84,7 +84,8 @@ def _table(comparisons: Sequence[Comparison]) -> list[str]:
 def _counts(outcome: Outcome) -> str:
     counts = [(v.value, len(outcome.having(v))) for v in words.ORDER]
     said = ", ".join(f"{n} {word}" for word, n in counts if n) or "no comparison"
-    return f"{outcome.n_cells} cells compared: {said}."
+    noun = "cell" if outcome.n_cells == 1 else "cells"
+    return f"{outcome.n_cells} {noun} compared: {said}."
 
 
 def _explained(outcome: Outcome) -> str:

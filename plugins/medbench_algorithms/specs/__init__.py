@@ -6,6 +6,7 @@ from medbench.api import AlgorithmSpec
 from medbench_algorithms.specs import (
     augmentation,
     conformance,
+    detection,
     feature_maps,
     fine_tuning,
     metric,
@@ -28,6 +29,7 @@ _SPECS: tuple[AlgorithmSpec, ...] = (
     *fine_tuning.SPECS,
     *pretraining.SPECS,
     *segmentation.SPECS,
+    *detection.SPECS,
 )
 
 ALL = tuple(conformance.with_conformance(spec) for spec in _SPECS)
