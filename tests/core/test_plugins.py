@@ -233,8 +233,10 @@ def test_bundled_plugins_import_nothing_of_medbench_but_its_api():
     import medbench_backbones
     import medbench_datasets
     import medbench_protocols
+    import medbench_trackers
 
-    packages = (medbench_algorithms, medbench_backbones, medbench_datasets, medbench_protocols)
+    packages = (medbench_algorithms, medbench_backbones, medbench_datasets, medbench_protocols,
+                medbench_trackers)  # fmt: skip
     for package in packages:
         for file in Path(package.__file__).parent.rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
