@@ -98,7 +98,18 @@ def run_plan(
         except BaseException:
             executor.stop()
             raise
-        return run.run()
+        try:
+            return run.run()
+        finally:
+            _sweep(out)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what jobs had begun to write when they were killed; by now none runs."""
+    for pattern in ("records/.*.tmp", "trainings/*/.*.tmp"):
+        for debris in out.glob(pattern):
+            with contextlib.suppress(OSError):
+                debris.unlink()
 
 
 def prepare(out: Path) -> None:

@@ -149,8 +149,11 @@ def test_damaged_records_and_checkpoints_are_made_again(suite, tmp_path):
     (training / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
     for cached in (out / "cache" / "features").glob("*.safetensors"):
         cached.write_bytes(cached.read_bytes()[:64])
+    debris = out / "records" / ".begun.parquet.x.tmp"
+    debris.write_bytes(b"of a killed job")
     done = medbench("run", path, "--out", out)
     assert "2 cells measured" in done.stderr
+    assert not debris.exists()
     assert scores(out) == before
     assert "could not be read" in (training / "training.json").read_text()
 

@@ -1,7 +1,6 @@
 """What an engine costs for each cell, and how much faster two workers are than one.
 
-``pytest tests/perf/test_engine_speed.py -o addopts=''`` prints the table. A plain ``pytest`` runs
-the local engine once and small.
+``pytest tests/perf/test_engine_speed.py -o addopts=''`` prints the table.
 """
 
 from __future__ import annotations
@@ -67,12 +66,11 @@ def _of_this_checkout() -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_overhead_of_an_empty_cell(benchmark, run, engine):
-    quick = benchmark.disabled
-    if quick and engine != "local":
-        pytest.skip("the engine's own tests run it; this one times it")
+    if benchmark.disabled:
+        pytest.skip("the engines' own tests run them; this one times them")
     if importlib.util.find_spec(NEEDS[engine]) is None:
         pytest.skip(f"{NEEDS[engine]} is not installed")
-    few, many = (1, 3) if quick else (4, 24)
+    few, many = 4, 24
     start_up = run(engine, "toy/mean", few, 1)
     seconds = benchmark.pedantic(
         run, args=(engine, "toy/mean", many, 1), rounds=1, iterations=1
