@@ -25,30 +25,10 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on real data skip, with the reason, where there are none; and tests get their order.
-
-    Those of whole runs wait most of their time. Spread among the others, on all workers, they keep
-    no core idle; those of engines, which share a cluster, come first and together.
-    """
-    items[:] = _spread(items)
+    """Tests on real data skip, with the reason, where there are none."""
     for item in items:
         if item.get_closest_marker("data") and not REAL_DATA:
             item.add_marker(pytest.mark.skip(reason="MEDBENCH_DATA is not set: no real data here"))
-
-
-def _spread(items: list[pytest.Item]) -> list[pytest.Item]:
-    parts: dict[str, list[pytest.Item]] = {"engines": [], "e2e": [], "": []}
-    for item in items:
-        part = item.path.parent.name
-        parts[part if part in parts else ""].append(item)
-    waiting, busy = parts["e2e"], parts[""]
-    if not (waiting and busy):
-        return items
-    step = -(-len(busy) // len(waiting))
-    mixed = [
-        item for i, one in enumerate(waiting) for item in (one, *busy[i * step : (i + 1) * step])
-    ]
-    return parts["engines"] + mixed
 
 
 @pytest.fixture(autouse=True)
