@@ -101,9 +101,10 @@ def tested(differences: Sequence[Floats]) -> Tested:
     parts, spread, mean = [], None, np.zeros(len(differences[0]))
     for array in differences:
         there = np.isfinite(array).all(axis=1)
-        known = np.where(there, array.mean(axis=1), 0.0)
-        # Seeds that cancel out leave rounding behind, which is no difference.
-        known[np.abs(known) < _ROUNDING * np.abs(np.nan_to_num(array)).max(axis=1)] = 0.0
+        known = np.where(there, array.mean(axis=1) if array.shape[1] > 1 else array[:, 0], 0.0)
+        if array.shape[1] > 1:
+            # Seeds that cancel out leave rounding behind, which is no difference.
+            known[np.abs(known) < _ROUNDING * np.abs(np.nan_to_num(array)).max(axis=1)] = 0.0
         parts.append(known / np.maximum(there.sum(axis=1), 1)[:, None] / len(differences))
         mean += parts[-1].sum(axis=1)
         if array.shape[1] > 1:
@@ -137,25 +138,24 @@ def sign_flip(differences: Floats) -> Floats:
     far from 0 as the one observed: exactly, for up to 20 differences that are not 0, or 100 on a
     common grid (accuracies are); else by Lugannani and Rice's saddlepoint formula.
     """
-    n = (differences != 0).sum(axis=1)
+    n = np.count_nonzero(differences, axis=1)
     found = np.ones(len(differences))
-    many = []
-    for i, row in enumerate(differences):
-        if n[i] > _CONVOLVED:
-            many.append(i)
-        elif n[i]:
-            values = np.abs(row[row != 0])
-            total = abs(float(row.sum()))
-            grid = _grid(values)
-            if grid is not None:
-                found[i] = _convolved(grid[0], total / grid[1])
-            elif n[i] <= _ENUMERATED:
-                found[i] = _enumerated(values, total)
-            else:
-                many.append(i)
-    for start in range(0, len(many), _ROWS):
-        some = differences[many[start : start + _ROWS]]
-        found[many[start : start + _ROWS]] = saddlepoint(np.abs(some), np.abs(some.sum(axis=1)))
+    many = n > _CONVOLVED
+    for i in np.flatnonzero((n > 0) & ~many).tolist():
+        row = differences[i]
+        values, total = np.abs(row[row != 0]), abs(float(row.sum()))
+        grid = _grid(values)
+        if grid is not None:
+            found[i] = _convolved(grid[0], total / grid[1])
+        elif n[i] <= _ENUMERATED:
+            found[i] = _enumerated(values, total)
+        else:
+            many[i] = True
+    rows = np.flatnonzero(many)
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        some = differences if len(part) == len(differences) else differences[part]
+        found[part] = saddlepoint(np.abs(some), np.abs(some.sum(axis=1)))
     return found
 
 
