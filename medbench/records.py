@@ -134,7 +134,6 @@ def write_record(
 
     Raises `OutputError`, with nothing half-written.
     """
-    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -143,7 +142,7 @@ def write_record(
         target = path.with_suffix(".parquet")
         with atomic(target) as temporary:
             pq.write_table(
-                pa.table({k: np.asarray(v) for k, v in scores.items()}),
+                pa.table({k: _column(v) for k, v in scores.items()}),
                 temporary,
                 compression="zstd",
                 # For a few hundred numbers they cost more, in bytes and in time to read, than
@@ -155,6 +154,20 @@ def write_record(
         document |= {"scores_file": target.name, "scores_digest": file_digest(target)}
     write_json(path, document)
     return document
+
+
+def _column(values: NDArray[Any]) -> Any:
+    """Numbers as Arrow's array; from its own constructor, since `pyarrow.array` imports pandas."""
+    import numpy as np
+    import pyarrow as pa
+
+    numbers = np.ascontiguousarray(values)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "fiu":
+        raise TypeError(
+            f"a column must be a row of numbers, and is {numbers.shape} {numbers.dtype}"
+        )
+    kind, buffer = pa.from_numpy_dtype(numbers.dtype), pa.py_buffer(numbers)
+    return pa.Array.from_buffers(kind, len(numbers), [None, buffer])
 
 
 def read_record(path: Path) -> Record:
