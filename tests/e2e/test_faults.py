@@ -271,7 +271,7 @@ def test_a_run_can_be_watched_while_it_goes_and_after_it_was_killed(suite, tmp_p
 STEPS = st.lists(
     st.sampled_from(["kill", "kill all", "stop", "cut a record", "cut scores", "lose weights"]),
     min_size=1,
-    max_size=4,
+    max_size=3,
 )
 
 
