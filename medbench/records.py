@@ -157,13 +157,12 @@ def write_record(
 
 
 def _write_columns(target: Path, columns: Mapping[str, NDArray[Any]]) -> None:
-    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with atomic(target) as temporary:
         pq.write_table(
-            pa.table({k: np.asarray(v) for k, v in columns.items()}),
+            pa.table({k: _column(v) for k, v in columns.items()}),
             temporary,
             compression="zstd",
             # For a few hundred numbers they cost more, in bytes and in time to read, than they
@@ -172,6 +171,20 @@ def _write_columns(target: Path, columns: Mapping[str, NDArray[Any]]) -> None:
             write_statistics=False,
             store_schema=False,
         )
+
+
+def _column(values: NDArray[Any]) -> Any:
+    """Numbers as Arrow's array; from its own constructor, since `pyarrow.array` imports pandas."""
+    import numpy as np
+    import pyarrow as pa
+
+    numbers = np.ascontiguousarray(values)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "fiu":
+        raise TypeError(
+            f"a column must be a row of numbers, and is {numbers.shape} {numbers.dtype}"
+        )
+    kind, buffer = pa.from_numpy_dtype(numbers.dtype), pa.py_buffer(numbers)
+    return pa.Array.from_buffers(kind, len(numbers), [None, buffer])
 
 
 def read_record(path: Path) -> Record:

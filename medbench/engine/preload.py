@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import gc
 
-# Writing the first Parquet file would import both, in every process.
-import pandas  # noqa: F401
-import pyarrow.compute
+# What writes a record's scores.
 import pyarrow.parquet  # noqa: F401
 
 import medbench.worker  # noqa: F401

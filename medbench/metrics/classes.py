@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -134,14 +133,33 @@ def _average_precision(scores: Floats, truth: NDArray[np.bool_]) -> Floats:
     one being retrieved.
     """
     # Ascending ranks of the negated scores with the largest rank for ties: how many are retrieved.
-    retrieved = rankdata(-scores, method="max", axis=1)
+    _, retrieved = _tied_ranks(-scores)
     n_true = truth.sum(axis=1)
     # The same among positives only: negatives are pushed behind everything.
     behind = np.where(truth, -scores, np.inf)
-    found = rankdata(behind, method="max", axis=1)
+    _, found = _tied_ranks(behind)
     precision = np.where(truth, found / retrieved, 0.0)
     total: Floats = precision.sum(axis=1) / np.maximum(n_true, 1)
     return total
+
+
+def _tied_ranks(values: Floats) -> tuple[Ints, Ints]:
+    """The lowest and highest rank, from 1 on axis 1, of those equal to each of `values`.
+
+    As scipy's ``rankdata``, whose import would take longer than the rest of a small cell.
+    """
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    differs = ordered[:, 1:] != ordered[:, :-1]
+    edge = np.ones_like(ordered[:, :1], dtype=bool)
+    place = np.arange(1, values.shape[1] + 1).reshape(-1, *[1] * (values.ndim - 2))
+    begins = np.where(np.concatenate([edge, differs], axis=1), place, 0)
+    ends = np.where(np.concatenate([differs, edge], axis=1), place, values.shape[1])
+    first, last = np.empty_like(order), np.empty_like(order)
+    np.put_along_axis(first, order, np.maximum.accumulate(begins, axis=1), axis=1)
+    highest = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+    np.put_along_axis(last, order, highest, axis=1)
+    return first, last
 
 
 def _mean_where(values: Floats, where: NDArray[np.bool_]) -> Floats:
@@ -152,7 +170,8 @@ def _mean_where(values: Floats, where: NDArray[np.bool_]) -> Floats:
 
 def _auroc(p: Floats, truth: NDArray[np.bool_]) -> Floats:
     """Mann-Whitney's U with midranks, averaged over the classes of each episode."""
-    ranks = rankdata(p, axis=1)
+    first, last = _tied_ranks(p)
+    ranks = (first + last) / 2
     pos = truth.sum(axis=1).astype(np.float64)
     neg = truth.shape[1] - pos
     u = (ranks * truth).sum(axis=1) - pos * (pos + 1) / 2

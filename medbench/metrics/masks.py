@@ -3,7 +3,8 @@
 Built on scipy. MONAI computes the same four (and the values here equal its), but importing it loads
 torch and thousands of modules into every worker, and a mask that was missed altogether gives NaN
 there, which its means then leave out: a method that finds less looks better. DeepMind's
-surface-distance no longer runs with current numpy.
+surface-distance no longer runs with current numpy. scipy's parts are imported where masks are
+scored: workers of other tasks start sooner.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, find_objects
-from scipy.spatial import KDTree
 
 from medbench.errors import ContractError
 
@@ -69,6 +68,9 @@ def _one(
         return np.nan, np.nan, np.nan, np.nan
     if not n_predicted or not n_true:
         return 0.0, 0.0, _diagonal(truth.shape, spacing), 0.0
+    from scipy.ndimage import find_objects
+    from scipy.spatial import KDTree
+
     shared = int((predicted & truth).sum())
     either = n_predicted + n_true - shared
     # Nothing outside the union's box is on a surface.
@@ -88,6 +90,8 @@ def _one(
 
 def surface(mask: Mask) -> Mask:
     """Those pixels of a mask that share a face with background or the border of the array."""
+    from scipy.ndimage import binary_erosion
+
     inside: Mask = binary_erosion(mask)
     return mask & ~inside
 

@@ -16,6 +16,19 @@ from medbench_backbones.timm_family import TimmBackbone
 SIZE = 16
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Checks of one method follow one another: one worker trains it, and not every worker."""
+    places = [i for i, item in enumerate(items) if item.path.name == "test_every_method.py"]
+    by_case = sorted((items[i] for i in places), key=_case)
+    for place, item in zip(places, by_case, strict=True):
+        items[place] = item
+
+
+def _case(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    return str(callspec.params.get("case", "")) if callspec else ""
+
+
 def stripes(labels: Tensor, generator: torch.Generator, noise: float = 0.3) -> Tensor:
     """Images ``(n, 1, 16, 16)``: a class is a frequency and an orientation, the phase is random."""
     grid = torch.arange(SIZE) / SIZE

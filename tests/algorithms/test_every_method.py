@@ -70,12 +70,25 @@ STEPS = {"relation-network": 40, "versa": 120, "tpn": 40, "cavia": 80}
 # What stands for the paper's values here: short trainings want larger rates, and fewer steps of
 # a network keep this file quick.
 _FEW = {"tune_epochs": 8}
+_TUNED = (
+    "lora",
+    "adapters",
+    "full-fine-tuning",
+    "last-block-fine-tuning",
+    "bias-tuning",
+    "norm-tuning",
+)
 QUICK: dict[str, dict[str, Any]] = {
     "versa": {"lr": 3e-3, "width": 32},
     "cavia": {"meta_lr": 0.01, "meta_batch": 2},
     "reptile": {"inner_steps_test": 10},
     "tsa": {"steps": 8},
-    **dict.fromkeys(("lora", "adapters"), _FEW),
+    "tim": {"steps": 150},
+    "alpha-tim": {"steps": 150},
+    "distribution-calibration": {"n_sampled": 150},
+    "imaml": {"inner_steps": 8, "inner_steps_test": 8},
+    "s2m2": {"head_epochs": 100},
+    **dict.fromkeys(_TUNED, _FEW),
 }
 # Why scores may depend on which class has which number.
 _ROWS = "starts from random rows, one a class"

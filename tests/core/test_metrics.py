@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import softmax
+from scipy.stats import rankdata
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 
 from medbench.metrics import ECE_BINS, METRICS, by_group, classification, multilabel
+from medbench.metrics.classes import _tied_ranks
 
 
 def test_every_metric_equals_scikit_learn_with_ties_and_unequal_classes():
@@ -27,6 +29,16 @@ def test_every_metric_equals_scikit_learn_with_ties_and_unequal_classes():
         assert found["f1"][e] == pytest.approx(f1_score(y, guess, average="macro"))
         assert found["nll"][e] == pytest.approx(log_loss(y, p))
         assert found["ece"][e] == pytest.approx(ece_by_hand(p, y))
+
+
+def test_tied_ranks_are_scipys():
+    x = np.random.default_rng(0).integers(0, 5, (6, 11, 3)).astype(float)
+    x[0, 2, 0] = np.inf
+    first, last = _tied_ranks(x)
+    np.testing.assert_array_equal(first, rankdata(x, method="min", axis=1))
+    np.testing.assert_array_equal(last, rankdata(x, method="max", axis=1))
+    one, same = _tied_ranks(x[:, :1])
+    assert one.tolist() == same.tolist() == np.ones((6, 1, 3)).tolist()
 
 
 def ece_by_hand(p, y):

@@ -207,3 +207,23 @@ def test_scores_need_neither_torch_nor_a_library_of_boxes_before_boxes_are_score
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_cell_of_classification_loads_nothing_that_only_other_work_needs(tmp_path):
+    """Each would cost every run between half a second and two."""
+    code = (
+        "import sys, numpy as np, medbench.engine.preload\n"
+        "from pathlib import Path\n"
+        "from medbench.metrics import classification\n"
+        "from medbench.records import write_record\n"
+        "found = classification(np.eye(3)[None], np.array([[0, 1, 2]]))\n"
+        "write_record(Path(sys.argv[1]), {}, found)\n"
+        "print([m for m in ('pandas', 'scipy', 'sklearn', 'timm', 'monai') if m in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "r.json")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from e2e.runs import MEDBENCH, alive, children, medbench, records, scores, wait_for
@@ -271,7 +271,7 @@ def test_a_run_can_be_watched_while_it_goes_and_after_it_was_killed(suite, tmp_p
 STEPS = st.lists(
     st.sampled_from(["kill", "kill all", "stop", "cut a record", "cut scores", "lose weights"]),
     min_size=1,
-    max_size=4,
+    max_size=3,
 )
 
 
@@ -279,6 +279,8 @@ STEPS = st.lists(
     max_examples=2,
     deadline=None,
     derandomize=True,
+    # A failing example of a minute each is short enough; looking for shorter ones took ten.
+    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(steps=STEPS)
@@ -298,10 +300,11 @@ def test_whatever_happens_in_between_the_records_end_up_the_same(suite, tmp_path
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         elif step == "stop":
-            run.send_signal(signal.SIGINT)
+            # It may come before medbench listens; a background process would ignore SIGINT then.
+            run.send_signal(signal.SIGTERM)
         else:
             run.kill()
-        run.wait(30)
+        run.wait(180)
         damage(out, step)
     medbench("run", path, "--out", out)
     assert scores(out) == scores(calm)
