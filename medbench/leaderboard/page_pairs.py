@@ -70,8 +70,7 @@ def packed_pairs(
     unit = 1e-5 if largest < 1.3 else 10.0 ** math.ceil(math.log10(largest / (_MIDDLE - 1)))
     columns = [_MIDDLE + _rounded(v / unit) for v in values]
     columns += [_rounded(-np.log10(np.maximum(p, 1e-26)) / _P_STEP) for p in ps]
-    flat = np.stack(columns, axis=1).ravel().tolist()
-    return Packed(tuple(places), unit, numbers, "".join(map(_characters, flat)))
+    return Packed(tuple(places), unit, numbers, _characters(np.stack(columns, axis=1).ravel()))
 
 
 def _block(rows: Sequence[Sequence[Brief]], metric: str) -> Floats:
@@ -110,9 +109,10 @@ def _rounded(values: Floats) -> Floats:
     return found
 
 
-def _characters(number: float) -> str:
-    value = int(min(max(number, 0), 2 * _MIDDLE - 1))
-    return ALPHABET[value >> 12] + ALPHABET[value >> 6 & 63] + ALPHABET[value & 63]
+def _characters(numbers: Floats) -> str:
+    values = np.clip(numbers, 0, 2 * _MIDDLE - 1).astype(np.int64)
+    digits = np.stack([values >> 12, values >> 6 & 63, values & 63], axis=1)
+    return "".join(np.array(list(ALPHABET))[digits].ravel().tolist())
 
 
 def unpacked(packed: Packed) -> dict[tuple[int, int], tuple[float, ...]]:
