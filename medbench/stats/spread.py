@@ -168,7 +168,8 @@ class Spread:
         """How far from 0 a mean must be to have that two-sided `p`, ``(n_rows,)``."""
         from scipy.special import stdtrit
 
-        squared = sum(stdtrit(free, 1 - p / 2) ** 2 * part for free, part in self._parts)
+        # Of the lower tail, as 1 - p / 2 would lose the digits of a small p.
+        squared = sum(stdtrit(free, p / 2) ** 2 * part for free, part in self._parts)
         found: Floats = np.sqrt(squared)
         return found
 
@@ -205,7 +206,7 @@ class Spread:
             p = np.exp(at)
             squared, slope = np.zeros(len(rows)), np.zeros(len(rows))
             for (free, part), bottom in zip(parts, bottoms, strict=True):
-                q = stdtrit(free, 1 - p / 2)
+                q = -stdtrit(free, p / 2)
                 squared += q**2 * part
                 # Student's density is exp(-log_density): its quantile falls by p / 2 over it.
                 log_density = bottom + (free + 1) / 2 * np.log1p(q**2 / free)
