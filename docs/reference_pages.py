@@ -86,6 +86,9 @@ RECORD_KEYS: dict[str, str] = {
     "training_key": "content key of the meta-training it used, or null",
     "scores_file": "the Parquet file beside it: a column for each metric, a row for each episode",
     "scores_digest": "BLAKE2b of that file",
+    "groups": "where answers are classes or labels: `file` and `digest` of a second Parquet file, "
+    "with the `answers` to the queries of every `group` and how many are `right`, and its `kind`: "
+    "`patient` where the data tell patients (here numbers of no meaning), else `image`",
     "n_episodes": "episodes of the accuracy lane",
     "summary": "mean of each metric over episodes; null where no episode has it",
     "costs": "what the cost lane measured: see below",
@@ -112,6 +115,8 @@ COST_KEYS: dict[str, str] = {
     "waiting for a core in them; what two runs are compared by",
     "calibration": "what a fixed piece of work took on this machine meanwhile",
     "memory": "peaks in bytes, of the host, the device and of tensors; null where not measured",
+    "energy": "joules of one episode on a GPU (`episode_j`; needs the extra `energy`), over how "
+    "many episodes and seconds, by which counter; or null, and `not_measured_because`",
     "parameters_adapted": "how many numbers adaptation sets",
     "network": "the form in which the backbone ran",
     "load_average": "of the machine, over a minute",

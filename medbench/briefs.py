@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from medbench.errors import DataError
-from medbench.records import SCHEMA, Record, check_document, checked_scores, identity, read_record
+from medbench.records import SCHEMA, Record, check_document, checked_bytes, identity, read_record
 from medbench.records import read_scores as _read_scores
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Own(msgspec.Struct, array_like=True):
     train_s: float | None
     train_images: float | None
     weights: str | None
+    groups_kind: str
+    """What its answers are counted by, ``patient`` or ``image``; empty where they are not."""
+    groups_file: str
+    groups_digest: str
 
 
 @dataclass(slots=True)
@@ -129,7 +133,7 @@ class Brief:
     def verify(self) -> None:
         """Hold the scores file against the record's digest, once. Raises `DataError`."""
         if not self.verified:
-            checked_scores(Path(self.folder, self.own.scores_file), self.own.scores_digest)
+            checked_bytes(Path(self.folder, self.own.scores_file), self.own.scores_digest)
             self.verified = True
 
     def metrics(self) -> tuple[str, ...]:
@@ -149,6 +153,19 @@ class Brief:
             raise DataError(f"{self.path}: no metric {metric!r}; it has {known}.")
         self.verified = True
         return found[metric]
+
+    def groups(self) -> dict[str, NDArray[np.float64]]:
+        """``group``, ``answers`` and ``right`` of each patient or image, ``(n_groups,)`` each.
+
+        Raises `DataError` when they are missing or changed.
+        """
+        return _read_scores(Path(self.folder, self.own.groups_file), self.own.groups_digest)
+
+
+class _Groups(msgspec.Struct, frozen=True):
+    kind: str = ""
+    file: str = ""
+    digest: str = ""
 
 
 class _Data(msgspec.Struct, frozen=True):
@@ -182,6 +199,7 @@ class _Document(msgspec.Struct):
     ingredients: _Parts = _Parts()
     scores_file: str = ""
     scores_digest: str = ""
+    groups: _Groups = _Groups()
 
 
 class _Training(msgspec.Struct):
@@ -253,6 +271,9 @@ def _brief(document: _Document, path: Path) -> Brief:
         train_s=_number(training.train_s),
         train_images=_number(training.images_seen),
         weights=None if cell.get("weights") is None else str(cell["weights"]),
+        groups_kind=document.groups.kind,
+        groups_file=document.groups.file,
+        groups_digest=document.groups.digest,
     )
     hardware = document.hardware.get("class")
     setting = Setting(

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medbench.allocations import TensorBytes
-from medbench.answers import answers_for
+from medbench.answers import ByGroup, answers_for
 from medbench.api import Algorithm, Detector, Predictor, Support
 from medbench.backbones import inference_copy
 from medbench.bench import Bench
 from medbench.calibration import Calibration
 from medbench.contention import CoreWait
 from medbench.embed import ImageStore, View, features_of, form_of, forward, to_input
+from medbench.energy import episode_energy
 from medbench.episodes import Block
 from medbench.errors import ContractError
 from medbench.measure import PeakMemory, clock
@@ -207,6 +208,7 @@ class Lanes:
                 answers.append(result)
         calibration.sample()
         tensors = self._tensor_bytes(episode, float(np.sum(list(times.values()))) / n)
+        energy = episode_energy(device, episode, n)
         wait_known = wait.known
         wait.close()
         total_adapt = np.add(times["support_feature_s"], times["adapt_s"])
@@ -227,6 +229,7 @@ class Lanes:
                 },
                 "calibration": calibration.as_dict(),
                 "memory": peak.as_dict() | tensors.as_dict(),
+                "energy": energy,
                 "parameters_adapted": int(n_adapted),
                 "network": form_of(self._embedder),
                 "load_average": load,
@@ -246,6 +249,10 @@ class Lanes:
     def measured(self, found: Any) -> dict[str, NDArray[np.float64]]:
         """Every metric of every episode, of what `accuracy` returned."""
         return self._answers.measured(found)
+
+    def by_group(self, found: Any) -> ByGroup | None:
+        """Right answers of every patient or image, of what `accuracy` returned; None of masks."""
+        return self._answers.by_group(found)
 
     def compare(self, fast: Any, slow: Any) -> dict[str, float]:
         """Shares of equal predictions of the two lanes, for the record.

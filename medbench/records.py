@@ -1,8 +1,8 @@
-"""Records: one JSON file a cell and one Parquet file of its per-episode scores, and back.
+"""Records: one JSON file a cell, Parquet files of its scores and of its answers by group, and back.
 
-Needs neither torch nor a plugin, so a laptop with only the records can rebuild every table. The
-Parquet file is written first and its digest stands in the JSON: a JSON file that can be read is
-the sign of a complete record.
+Needs neither torch nor a plugin, so a laptop with only the records can rebuild every table.
+Parquet files are written first and their digests stand in the JSON: a JSON file that can be read
+is the sign of a complete record.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 1
+# The ending of the file with the right answers of each patient or image.
+GROUPS = ".groups.parquet"
 # In the folder of a run: which key each cell of its last plan has.
 PLAN_FILE = "plan.json"
 # The longest file name of a job, before its key.
@@ -97,7 +99,7 @@ def read_scores(
     import pyarrow.parquet as pq
 
     # What is checked is what is read: the file is opened once.
-    data = checked_scores(path, digest)
+    data = checked_bytes(path, digest)
     file = pq.ParquetFile(pa.BufferReader(data))
     # Threads would cost more than the few kilobytes of one record.
     table = file.read(columns=columns, use_threads=False)
@@ -106,17 +108,19 @@ def read_scores(
     return {n: np.asarray(array, dtype=np.float64) for n, array in arrays.items()}
 
 
-def checked_scores(path: Path, digest: str) -> bytes:
-    """The bytes of a scores file. Raises `DataError` as `read_scores` does."""
+def checked_bytes(path: Path, digest: str) -> bytes:
+    """The bytes of a file that a record names. Raises `DataError` as `read_scores` does."""
+    what = "groups" if path.name.endswith(GROUPS) else "scores"
     try:
         data = path.read_bytes()
     except OSError as error:
-        stem = path.with_suffix(".json")
-        raise DataError(f"{stem}: its scores file {path.name} is missing.") from error
+        stem = path.name.removesuffix(GROUPS).removesuffix(".parquet")
+        record = path.with_name(f"{stem}.json")
+        raise DataError(f"{record}: its {what} file {path.name} is missing.") from error
     if bytes_digest(data) != digest:
         raise DataError(
-            f"{path}: the scores were changed after they were recorded; delete both files of "
-            "this record and run the suite again."
+            f"{path}: the {what} were changed after they were recorded; delete the files of this "
+            "record and run the suite again."
         )
     return data
 
@@ -128,32 +132,45 @@ def slug(*parts: object, limit: int | None = SLUG) -> str:
 
 
 def write_record(
-    path: Path, data: Mapping[str, Any], scores: Mapping[str, NDArray[Any]] | None = None
+    path: Path,
+    data: Mapping[str, Any],
+    scores: Mapping[str, NDArray[Any]] | None = None,
+    groups: tuple[str, Mapping[str, NDArray[Any]]] | None = None,
 ) -> dict[str, Any]:
     """Write a record to `path` (``.json``), and its scores beside it; returns the document.
 
-    Raises `OutputError`, with nothing half-written.
+    `groups`: what groups queries (``patient`` or ``image``), and ``group``, ``answers`` and
+    ``right`` of each. Raises `OutputError`, with nothing half-written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     document = dict(data)
     if scores is not None:
         target = path.with_suffix(".parquet")
-        with atomic(target) as temporary:
-            pq.write_table(
-                pa.table({k: _column(v) for k, v in scores.items()}),
-                temporary,
-                compression="zstd",
-                # For a few hundred numbers they cost more, in bytes and in time to read, than
-                # they save.
-                use_dictionary=False,
-                write_statistics=False,
-                store_schema=False,
-            )
+        _write_columns(target, scores)
         document |= {"scores_file": target.name, "scores_digest": file_digest(target)}
+    if groups is not None:
+        kind, counts = groups
+        target = path.with_name(f"{path.stem}{GROUPS}")
+        _write_columns(target, counts)
+        document["groups"] = {"kind": kind, "file": target.name, "digest": file_digest(target)}
     write_json(path, document)
     return document
+
+
+def _write_columns(target: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic(target) as temporary:
+        pq.write_table(
+            pa.table({k: _column(v) for k, v in columns.items()}),
+            temporary,
+            compression="zstd",
+            # For a few hundred numbers they cost more, in bytes and in time to read, than they
+            # save.
+            use_dictionary=False,
+            write_statistics=False,
+            store_schema=False,
+        )
 
 
 def _column(values: NDArray[Any]) -> Any:

@@ -171,7 +171,7 @@ def _run_cell(
     enter("check")
     costs |= lanes.compare(answers, cost_answers)
     enter("score")
-    measured = lanes.measured(answers)
+    measured, groups = lanes.measured(answers), lanes.by_group(answers)
     enter("save")
     data = header(job) | {
         "status": "ok",
@@ -202,7 +202,7 @@ def _run_cell(
         "versions": versions(),
         "created": now(),
     }
-    write_record(folders.record(job), data, measured)
+    write_record(folders.record(job), data, measured, groups)
 
 
 def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from medbench.answers.base import Answers
+from medbench.answers.base import Answers, ByGroup
 from medbench.answers.boxes import BoxAnswers
 from medbench.answers.classes import ClassAnswers, LabelAnswers
 from medbench.answers.masks import MaskAnswers
 from medbench.bench import Bench
 from medbench.episodes import Block
 
-__all__ = ["Answers", "answers_for"]
+__all__ = ["Answers", "ByGroup", "answers_for"]
 
 _KINDS: dict[str, type[Answers[Any, Any]]] = {
     "classification": ClassAnswers,

@@ -20,6 +20,8 @@ Checked = TypeVar("Checked")
 """One episode's checked answers, or a block's: on the CPU, nothing of the plugin's left."""
 Joined = TypeVar("Joined")
 """All that the accuracy lane keeps of the answers of every episode."""
+ByGroup = tuple[str, dict[str, NDArray[Any]]]
+"""What groups queries, ``patient`` or ``image``, and ``group``, ``answers``, ``right`` of each."""
 
 
 class Answers(ABC, Generic[Checked, Joined]):
@@ -125,3 +127,10 @@ class Answers(ABC, Generic[Checked, Joined]):
     @abstractmethod
     def measured(self, found: Joined) -> dict[str, Floats]:
         """Every metric of every episode; the only place where answers meet the queries' truth."""
+
+    def by_group(self, found: Joined) -> ByGroup | None:
+        """How often the queries of each group were answered right, over all episodes.
+
+        None where an answer is not right or wrong: a mask or a box is more or less so.
+        """
+        return None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from medbench import metrics
-from medbench.answers.base import Answers, Floats
+from medbench.answers.base import Answers, ByGroup, Floats
 
 
 class ClassAnswers(Answers[Tensor, Floats]):
@@ -47,6 +48,19 @@ class ClassAnswers(Answers[Tensor, Floats]):
         if self._bench.target.opened.dataset.info.ordinal:
             measured |= metrics.ordinal(found, labels, self._block.classes)
         return measured
+
+    def by_group(self, found: Floats) -> ByGroup:
+        """Right answers of every patient where the data know them, else of every image.
+
+        A patient is a number in the order of the dataset's identities, which stay untold; an image
+        is its row.
+        """
+        target, rows = self._bench.target, self._block.query
+        patients = target.opened.dataset.patients
+        if patients is not None:
+            rows = np.unique(patients, return_inverse=True)[1].reshape(-1)[rows]
+        counts = metrics.by_group(found, target.query_labels(self._block), rows)
+        return "image" if patients is None else "patient", counts
 
 
 class LabelAnswers(ClassAnswers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -12,6 +12,7 @@ from medbench.leaderboard.names import FORMATS, INTERVALS, MATTERS, METRICS
 
 if TYPE_CHECKING:
     from medbench.leaderboard.model import Board
+    from medbench.leaderboard.table import Method
 
 
 @click.command("leaderboard")
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     type=click.Choice(INTERVALS),
     default="percentile",
     show_default=True,
-    help="How intervals are made; bca corrects for skewed scores, for rows of one training seed.",
+    help="How intervals are made; bca corrects for skewed scores, for rows of one training seed; "
+    "groups covers new patients too (new test images, where patients are not known), for accuracy.",
 )
 @click.option(
     "--matters",
@@ -59,6 +61,7 @@ def leaderboard_command(
       medbench leaderboard runs/a runs/b --format md --out LEADERBOARD.md
       medbench leaderboard runs/quickstart --metric auroc --format csv
       medbench leaderboard runs/quickstart --format html --out board.html
+      medbench leaderboard runs/quickstart --interval groups
       medbench leaderboard runs/quickstart --time 10 --memory 64
     """
     # The libraries below take longer to import than `--help` takes.
@@ -66,8 +69,7 @@ def leaderboard_command(
     from medbench.leaderboard.build import board_of
     from medbench.leaderboard.render import render
 
-    method = cast("Literal['percentile', 'bca']", interval)
-    board = board_of(folders, metric, method, matters)
+    board = board_of(folders, metric, cast("Method", interval), matters)
     if time is not None or memory is not None:
         board = _with_budget(board, time, memory)
     if form == "html":

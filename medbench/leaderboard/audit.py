@@ -15,22 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medbench.errors import DataError
 from medbench.files import content_key
-from medbench.leaderboard.names import MAIN, METRICS
+from medbench.leaderboard.audit_files import TOLERANCE, file_faults
 from medbench.records import Record, read_record
 
-# Metrics that an episode may lack: where a class has no query, or chance is already perfect.
-# Masks where truth and prediction are empty in every query; boxes where there is none to find.
-_MASKS = ("dice", "iou", "hd95", "nsd", "ap50", "ap50_95", "froc")
-_MAY_LACK = ("auroc", "average_precision", "kappa", "balanced_accuracy", *_MASKS)
-_SHARES = (
-    "accuracy", "balanced_accuracy", "auroc", "f1", "ece", "average_precision",
-    "dice", "iou", "nsd", "ap50", "ap50_95", "froc",
-)  # fmt: skip
-_TOLERANCE = 1e-9
 _MACHINE = re.compile(r"(?:^|[\s\"'(=:])(?:/home/|/root/|/Users/|/tmp/|[A-Z]:\\)")
 
 
@@ -198,67 +187,15 @@ def _measured(record: Record) -> Iterator[str]:
         if not str(licences.get(name) or "").strip():
             yield f"it tells no licence of {name}."
     yield from _costs(data["costs"])
-    yield from _scores(record)
+    yield from file_faults(record)
 
 
 def _costs(costs: Mapping[str, Any]) -> Iterator[str]:
     for name in ("adaptation_s", "prediction_s"):
         found = costs["times"][name]
         median, p95 = float(found["median"]), float(found["p95"])
-        if not (0 < median <= p95 * (1 + _TOLERANCE) and math.isfinite(p95)):
+        if not (0 < median <= p95 * (1 + TOLERANCE) and math.isfinite(p95)):
             yield f"its {name} has median {median} and 95th percentile {p95}."
     for name, value in (costs.get("memory") or {}).items():
         if value is not None and not (math.isfinite(value) and value >= 0):
             yield f"its {name} is {value}."
-
-
-def _scores(record: Record) -> Iterator[str]:
-    data = record.data
-    wanted = f"{record.stem}.parquet"
-    if data["scores_file"] != wanted:
-        yield f"its scores file is called {data['scores_file']!r}, and must be {wanted!r}."
-        return
-    try:
-        scores = record.scores()
-    except DataError as error:
-        yield str(error).removeprefix(f"{record.path}: ")
-        return
-    except Exception as error:  # pyarrow has many
-        yield f"its scores file cannot be read: {' '.join(str(error).split())[:200]}"
-        return
-    n = data["ingredients"]["target"]["n_episodes"]
-    if data["n_episodes"] != n:
-        yield f"it says n_episodes {data['n_episodes']}, and was planned with {n}."
-    if not set(MAIN) & set(scores):
-        yield f"its scores file has no {' and no '.join(MAIN)}."
-    if set(scores) != set(data["summary"]):
-        yield f"its scores are of {sorted(scores)}, and its summary of {sorted(data['summary'])}."
-        return
-    for name, values in scores.items():
-        if len(values) != n:
-            yield f"its scores file has {name} of {len(values)} episodes, and {n} were planned."
-            continue
-        yield from _column(name, values, data["summary"][name])
-
-
-def _column(name: str, values: np.ndarray[Any, np.dtype[np.float64]], told: Any) -> Iterator[str]:
-    if name not in METRICS:
-        yield f"its metric {name!r} is not one that medbench computes."
-        return
-    missing = np.flatnonzero(np.isnan(values))
-    if len(missing) and name not in _MAY_LACK:
-        yield f"its {name} is NaN in {len(missing)} episodes, the first of them {missing[0]}."
-        return
-    known = values[~np.isnan(values)]
-    low, high = (0.0, 1.0) if name in _SHARES else (-1.0 if name == "kappa" else 0.0, math.inf)
-    beyond = np.flatnonzero(~((values >= low) & (values <= high)) & ~np.isnan(values))
-    if len(beyond):
-        yield f"its {name} of episode {beyond[0]} is {values[beyond[0]]}."
-        return
-    if not len(known):
-        if told is not None:
-            yield f"its summary says {name} {told}, and no episode has one."
-        return
-    mean = float(known.mean())
-    if not isinstance(told, int | float) or abs(mean - told) > _TOLERANCE * max(1.0, abs(mean)):
-        yield f"its summary says {name} {told}, and the mean of its episodes is {mean:.12g}."

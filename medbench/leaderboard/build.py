@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from medbench.briefs import Brief
 from medbench.errors import UsageError
 from medbench.leaderboard.model import Board
 from medbench.leaderboard.names import MAIN, MATTERS
-from medbench.leaderboard.table import build_board
+from medbench.leaderboard.table import Method, build_board
 from medbench.shelf import Interval, Judged, find_briefs
 
 
@@ -35,18 +34,20 @@ def main_metric(briefs: Sequence[Brief]) -> str:
 def board_of(
     folders: Sequence[Path],
     metric: str | None = None,
-    method: Literal["percentile", "bca"] = "percentile",
+    method: Method = "percentile",
     matters: float = MATTERS,
 ) -> Board:
     """The board of the records in `folders`; what is computed of a run's is kept in its cache.
 
     Without `metric` rows are ranked by the main one of the records' task kind.
 
-    Raises `UsageError` for folders without records, `DataError` for records that are wrong.
+    Raises `UsageError` for folders without records, or without what `method` needs, and
+    `DataError` for records that are wrong.
     """
     briefs, shelves = find_briefs(folders)
     metric = metric or main_metric(briefs)
-    name = metric if method == "percentile" else f"{metric}, {method}"
+    # What groups are needed for besides is not kept.
+    name = f"{metric}, bca" if method == "bca" else metric
     intervals: dict[str, Interval] = {}
     verdicts: dict[str, Judged] = {}
     board = build_board(

@@ -28,6 +28,6 @@ MAIN = ("accuracy", "dice", "ap50")
 LOWER = ("nll", "ece", "grade_error", "hd95")
 # Printed as they are; the others are shares, printed in per cent.
 RAW = ("nll", "grade_error", "kappa", "hd95")
-INTERVALS = ("percentile", "bca")
+INTERVALS = ("percentile", "bca", "groups")
 # The smallest difference that would matter to a user, in the metric's unit.
 MATTERS = 0.01

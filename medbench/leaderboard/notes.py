@@ -8,6 +8,7 @@ from medbench.leaderboard.numbers import number, shares
 
 _WHAT = {
     "percentile": "percentile bootstrap",
+    "groups": "percentile bootstrap",
     "bca": "bias-corrected and accelerated bootstrap for one training seed, percentile for several",
 }
 
@@ -67,9 +68,17 @@ def notes(board: Board) -> list[str]:
     rows = [row for table in board.tables for row in table.rows]
     lines = []
     if board.covers:
-        line = f"Interval: {_WHAT[board.method]} over {' / '.join(board.covers)}, the images given"
+        line = f"Interval: {_WHAT[board.method]} over {' / '.join(board.covers)}"
+        line += "" if board.method == "groups" else ", the images given"
         several = any(r.score is not None and r.score.n_seeds > 1 for r in rows)
-        lines.append(f"{line}{'; widened for the number of seeds' if several else ''}.")
+        line += "; widened for the number of seeds" if several else ""
+        if board.method == "groups":
+            line += (
+                "; whole patients, or images where patients are not known, are drawn anew, and the "
+                "same for all targets of one data set. Tests, ties, ranks, differences and worst "
+                "cases are of the images given"
+            )
+        lines.append(f"{line}.")
     if any(row.verdict for row in rows):
         lines.append(_verdicts(board))
     if any(row.transductive for row in rows):

@@ -21,7 +21,10 @@ from markupsafe import Markup
 from medbench.leaderboard.model import Board
 from medbench.leaderboard.page_rows import page_data
 from medbench.shelf import find_briefs
+from medbench.yamlfile import Document
 
+# The suite in the folder of a run or a board.
+SUITE = "suite.yaml"
 _TEMPLATES = Path(__file__).with_name("templates")
 STYLES = ("page.css",)
 SCRIPTS = ("data.js", "make.js", "rows.js", "table.js", "plots.js", "budget.js", "compare.js",
@@ -40,11 +43,32 @@ def page_text(board: Board, folders: Sequence[Path]) -> str:
         shelf.save()
     own = folders[0] if len(folders) == 1 else None
     inside = own is not None and (own.name == "records" or (own / "records").is_dir())
-    return render_page(page_data(board, briefs, "records/" if inside else ""))
+    return render_page(page_data(board, briefs, "records/" if inside else ""), *named(folders))
 
 
-def render_page(data: dict[str, Any]) -> str:
-    """The page that shows what `medbench.leaderboard.page_rows.page_data` gave."""
+def named(folders: Sequence[Path]) -> tuple[str, str]:
+    """What the suites of some folders are called, and what one alone says of itself.
+
+    A run's folder and a board's hold their suite; where there is none, both are empty. It is the
+    suite and not the folder that names a page, so that a copy of a board has the same bytes.
+    Raises `ConfigError` for a suite that is no YAML.
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        here = folder.resolve()
+        path = (here.parent if here.name == "records" else here) / SUITE
+        if path.is_file():
+            values = Document.read(path).value
+            found.setdefault(str(values.get("name") or ""), str(values.get("summary") or ""))
+    found.pop("", None)
+    return ", ".join(found), next(iter(found.values())) if len(found) == 1 else ""
+
+
+def render_page(data: dict[str, Any], name: str = "", summary: str = "") -> str:
+    """The page that shows what `medbench.leaderboard.page_rows.page_data` gave.
+
+    `name` and `summary` are those of `named`.
+    """
     style = "\n".join(_read(name) for name in STYLES)
     script = "(() => {\n'use strict';\n" + "\n".join(map(_read, SCRIPTS)) + "})();\n"
     protocols = list(dict.fromkeys(t["protocol"] for t in data["tables"]))
@@ -55,7 +79,9 @@ def render_page(data: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("page.html").render(
-        title=f"medbench leaderboard: {', '.join(protocols)}",
+        title=f"{name or ', '.join(protocols)}: medbench leaderboard",
+        name=name,
+        summary=summary,
         protocols=protocols,
         n_records=data["n_records"],
         metric=data["metric"],

@@ -11,11 +11,10 @@ from medbench.errors import DataError, UsageError
 from medbench.files import write_bytes
 from medbench.leaderboard.audit import Auditor
 from medbench.leaderboard.build import board_of
-from medbench.leaderboard.page import page_text
+from medbench.leaderboard.page import SUITE, page_text
 from medbench.leaderboard.render import render
-from medbench.records import find_records, read_record, record_files
+from medbench.records import GROUPS, Record, find_records, read_record, record_files
 
-SUITE = "suite.yaml"
 # What a board's tables are called. The first three are always there; others where they are wanted.
 FILES = {
     "md": "LEADERBOARD.md",
@@ -74,10 +73,7 @@ def add(folder: Path, sources: Sequence[Path], auditor: Auditor) -> tuple[int, i
         faults += [Fault(path.name, what) for what in wrong]
         if wrong:
             continue
-        files = {path.name: path.read_bytes()}
-        scores = path.with_suffix(".parquet")
-        if read_record(path).ok:
-            files[scores.name] = scores.read_bytes()
+        files = {n: path.with_name(n).read_bytes() for n in _own_files(read_record(path))}
         known = [there / name for name in files if (there / name).exists()]
         if any(k.read_bytes() != files[k.name] for k in known):
             faults.append(
@@ -112,6 +108,15 @@ def _chosen(sources: Sequence[Path], faults: list[Fault]) -> list[Path]:
     twice = sorted({n for n in names if names.count(n) > 1})
     faults += [Fault(name, "it is given twice.") for name in twice]
     return found
+
+
+def _own_files(record: Record) -> list[str]:
+    """Names of the files of a record without faults."""
+    names = [record.path.name]
+    if record.ok:
+        names.append(f"{record.stem}.parquet")
+        names += [f"{record.stem}{GROUPS}"] if record.data.get("groups") else []
+    return names
 
 
 def _files(folder: Path) -> list[Path]:
@@ -155,11 +160,13 @@ def check(folder: Path, auditor: Auditor) -> list[Fault]:
         for path in record_files(folder / "records")
         for what in auditor.faults(path)
     ]
-    known = {p.stem for p in (folder / "records").glob("*.json")}
+    if faults:
+        return faults
+    known = {n for p in record_files(folder / "records") for n in _own_files(read_record(p))}
     faults += [
         Fault(path.name, "it belongs to no record.")
         for path in sorted((folder / "records").iterdir())
-        if path.suffix not in (".json", ".parquet") or path.stem not in known
+        if path.name not in known
     ]
     if faults:
         return faults

@@ -16,6 +16,7 @@ import numpy as np
 from medbench.briefs import Brief, Setting, brief_of
 from medbench.leaderboard.costs import ladder, with_fronts
 from medbench.leaderboard.failures import over_datasets, worst_case
+from medbench.leaderboard.grouped import require_counted, with_groups
 from medbench.leaderboard.intervals import Findings, Intervals
 from medbench.leaderboard.model import Board, Row, RowKey, Table, Verdict
 from medbench.leaderboard.names import LOWER, MATTERS
@@ -24,6 +25,8 @@ from medbench.shelf import Interval, Judged, spread
 from medbench.stats import Estimate
 
 __all__ = ["Board", "Row", "Table", "build_board"]
+
+Method = Literal["percentile", "bca", "groups"]
 
 _COSTS = (
     "adaptation_s",
@@ -62,7 +65,7 @@ def build_board(
     known: Mapping[str, Interval] | None = None,
     used: MutableMapping[str, Interval] | None = None,
     *,
-    method: Literal["percentile", "bca"] = "percentile",
+    method: Method = "percentile",
     matters: float = MATTERS,
     known_verdicts: Mapping[str, Judged] | None = None,
     used_verdicts: MutableMapping[str, Judged] | None = None,
@@ -72,15 +75,18 @@ def build_board(
     Rows that were trained on other sources, tested on other data, or timed on other hardware,
     stand in other tables. Intervals and verdicts found among the `known` ones are not computed
     again; those of this board are put into `used`. `matters` is the smallest difference that
-    would matter. Raises `DataError` for records without `metric`, or whose scores were changed.
+    would matter. Raises `DataError` for records without `metric`, or whose scores were changed, and
+    `UsageError` for intervals over groups of another metric, or of records without groups.
     """
+    if method == "groups":
+        require_counted(metric)
     briefs = [r if isinstance(r, Brief) else brief_of(r) for r in records]
     groups = _grouped(briefs)
     intervals = Intervals(
         metric,
         known or {},
         {} if used is None else used,
-        method,
+        "bca" if method == "bca" else "percentile",
         known_verdicts or {},
         {} if used_verdicts is None else used_verdicts,
     )
@@ -98,7 +104,7 @@ def build_board(
     for (protocol, hardware), places in protocols.items():
         rows = [groups[p] for p in places]
         complete = [_complete(r) for r in rows]
-        found = intervals.findings(complete)
+        found = _found(intervals, complete, method)
         for i, place in enumerate(places):
             lines = _rows([rows[i]], found.alone[i], found.verdicts[i], metric)
             tables[place] = Table(
@@ -117,7 +123,8 @@ def build_board(
             )
         if len(places) > 1:
             names = [p.target for p in places]
-            totals += _totals(intervals, rows, complete, found, [tables[p] for p in places], names)
+            here = [tables[p] for p in places]
+            totals += _totals(intervals, method, rows, complete, found, here, names)
     # What was not read for an interval is still held against its digest.
     spread(Brief.verify, [b for b in briefs if b.ok and not b.verified])
     licences: dict[str, str] = {}
@@ -128,8 +135,16 @@ def build_board(
     return Board(everything, licences, len(briefs), metric, matters, tuple(covers), method)
 
 
+def _found(
+    intervals: Intervals, tables: Sequence[Mapping[RowKey, list[Brief]]], method: Method
+) -> Findings:
+    found = intervals.findings(tables)
+    return with_groups(found, tables) if method == "groups" else found
+
+
 def _totals(
     intervals: Intervals,
+    method: Method,
     rows: Sequence[Mapping[RowKey, list[Brief]]],
     complete: Sequence[Mapping[RowKey, list[Brief]]],
     found: Findings,
@@ -162,7 +177,7 @@ def _totals(
         return totals
     whole = [i for i, group in enumerate(rows) if len(complete[i]) == len(group)]
     if len(whole) > 1:
-        again = intervals.findings([complete[i] for i in whole])
+        again = _found(intervals, [complete[i] for i in whole], method)
         some = [rows[i] for i in whole]
         kept = _rows(some, again.overall, again.overall_verdicts, metric)
         totals.append(

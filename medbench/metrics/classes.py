@@ -106,6 +106,26 @@ def ordinal(scores: NDArray[Any], labels: Ints, grades: Ints) -> dict[str, Float
     return {"grade_error": np.abs(predicted - true).mean(axis=1), "kappa": kappa}
 
 
+def by_group(scores: NDArray[Any], truth: NDArray[Any], groups: Ints) -> dict[str, NDArray[Any]]:
+    """Answers to the queries of each group (a patient, or an image), over all episodes of a block.
+
+    `scores` ``(n, n_query, n_way)``; `truth` ``(n, n_query)`` labels, or ``(n, n_query, n_labels)``
+    of 0 and 1; `groups` ``(n, n_query)``. Returns ``group``, ``answers`` and ``right``, each
+    ``(n_groups,)``: what an interval that covers new patients needs. Right answers are those that
+    the accuracy counts.
+    """
+    if truth.ndim == scores.ndim:
+        right, each = ((scores > 0) == truth.astype(bool)).sum(axis=-1), truth.shape[-1]
+    else:
+        right, each = (scores.argmax(axis=-1) == truth).astype(np.int64), 1
+    names, place = np.unique(groups.reshape(-1), return_inverse=True)
+    return {
+        "group": names.astype(np.int64),
+        "answers": each * np.bincount(place),
+        "right": np.bincount(place, weights=right.reshape(-1)).astype(np.int64),
+    }
+
+
 def _average_precision(scores: Floats, truth: NDArray[np.bool_]) -> Floats:
     """Area under the precision-recall steps of each label, ``(n, n_labels)``; ties count as one.
 

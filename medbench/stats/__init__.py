@@ -18,7 +18,12 @@ from medbench.stats.bootstrap import (
     replicates,
     weights,
 )
-from medbench.stats.clusters import estimate_groups, group_replicates
+from medbench.stats.clusters import (
+    Answered,
+    estimate_groups,
+    estimates_by_group,
+    group_replicates,
+)
 from medbench.stats.paired import (
     Difference,
     Tested,
@@ -37,6 +42,7 @@ from medbench.stats.spread import Floats, Spread
 __all__ = [
     "REPLICATES",
     "AcrossDatasets",
+    "Answered",
     "Difference",
     "Estimate",
     "Floats",
@@ -50,6 +56,7 @@ __all__ = [
     "ends",
     "estimate",
     "estimate_groups",
+    "estimates_by_group",
     "friedman",
     "group_replicates",
     "holm",

@@ -133,7 +133,7 @@ def percentiles(found: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """Both ends of the middle `level` of every row of `found`, to 12 decimals."""
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(found, [tail, 100 - tail], axis=1)
-    return _printable(low), _printable(high)
+    return printable(low), printable(high)
 
 
 def ends(mean: Floats, found: Floats, spread: Spread, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -145,7 +145,7 @@ def ends(mean: Floats, found: Floats, spread: Spread, level: float = 0.95) -> tu
     if spread.n_seeds == 1:
         return low, high
     factor = spread.widening(high - low, level)
-    return _printable(mean - factor * (mean - low)), _printable(mean + factor * (high - mean))
+    return printable(mean - factor * (mean - low)), printable(mean + factor * (high - mean))
 
 
 def bca(mean: Floats, found: Floats, spread: Spread, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -167,11 +167,11 @@ def bca(mean: Floats, found: Floats, spread: Spread, level: float = 0.95) -> tup
         shifted = bias + ndtri(share)
         level_of = ndtr(bias + shifted / (1 - spread.acceleration * shifted))
         rows = zip(found, level_of, strict=True)
-        limits.append(_printable(np.array([np.quantile(r, q) for r, q in rows])))
+        limits.append(printable(np.array([np.quantile(r, q) for r, q in rows])))
     return limits[0], limits[1]
 
 
-def _printable(values: Floats) -> Floats:
+def printable(values: Floats) -> Floats:
     """`values` to 12 decimals.
 
     Accuracies are multiples of a small fraction, and ends of their intervals often lie half-way

@@ -12,7 +12,6 @@ together (`medbench.stats.spread`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medbench.stats.bootstrap import checked, estimate
+from medbench.stats.saddlepoint import saddlepoint
 from medbench.stats.spread import Floats, Spread
 
 # Up to so many differences all signs are tried: a million sums.
@@ -101,9 +101,10 @@ def tested(differences: Sequence[Floats]) -> Tested:
     parts, spread, mean = [], None, np.zeros(len(differences[0]))
     for array in differences:
         there = np.isfinite(array).all(axis=1)
-        known = np.where(there, array.mean(axis=1), 0.0)
-        # Seeds that cancel out leave rounding behind, which is no difference.
-        known[np.abs(known) < _ROUNDING * np.abs(np.nan_to_num(array)).max(axis=1)] = 0.0
+        known = np.where(there, array.mean(axis=1) if array.shape[1] > 1 else array[:, 0], 0.0)
+        if array.shape[1] > 1:
+            # Seeds that cancel out leave rounding behind, which is no difference.
+            known[np.abs(known) < _ROUNDING * np.abs(np.nan_to_num(array)).max(axis=1)] = 0.0
         parts.append(known / np.maximum(there.sum(axis=1), 1)[:, None] / len(differences))
         mean += parts[-1].sum(axis=1)
         if array.shape[1] > 1:
@@ -137,25 +138,24 @@ def sign_flip(differences: Floats) -> Floats:
     far from 0 as the one observed: exactly, for up to 20 differences that are not 0, or 100 on a
     common grid (accuracies are); else by Lugannani and Rice's saddlepoint formula.
     """
-    n = (differences != 0).sum(axis=1)
+    n = np.count_nonzero(differences, axis=1)
     found = np.ones(len(differences))
-    many = []
-    for i, row in enumerate(differences):
-        if n[i] > _CONVOLVED:
-            many.append(i)
-        elif n[i]:
-            values = np.abs(row[row != 0])
-            total = abs(float(row.sum()))
-            grid = _grid(values)
-            if grid is not None:
-                found[i] = _convolved(grid[0], total / grid[1])
-            elif n[i] <= _ENUMERATED:
-                found[i] = _enumerated(values, total)
-            else:
-                many.append(i)
-    for start in range(0, len(many), _ROWS):
-        some = differences[many[start : start + _ROWS]]
-        found[many[start : start + _ROWS]] = _saddlepoint(np.abs(some), np.abs(some.sum(axis=1)))
+    many = n > _CONVOLVED
+    for i in np.flatnonzero((n > 0) & ~many).tolist():
+        row = differences[i]
+        values, total = np.abs(row[row != 0]), abs(float(row.sum()))
+        grid = _grid(values)
+        if grid is not None:
+            found[i] = _convolved(grid[0], total / grid[1])
+        elif n[i] <= _ENUMERATED:
+            found[i] = _enumerated(values, total)
+        else:
+            many[i] = True
+    rows = np.flatnonzero(many)
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        some = differences if len(part) == len(differences) else differences[part]
+        found[part] = saddlepoint(np.abs(some), np.abs(some.sum(axis=1)))
     return found
 
 
@@ -200,37 +200,6 @@ def _enumerated(values: Floats, total: float) -> float:
         sums = np.concatenate([sums + value, sums - value])
     sums = np.abs(sums + values[-1])
     return float((sums >= total - 1e-12 * values.sum()).mean())
-
-
-def _saddlepoint(values: Floats, total: Floats) -> Floats:
-    most, second = values.sum(axis=1), (values**2).sum(axis=1)
-    extreme = total >= most * (1 - 1e-9)
-    x = np.where(extreme, 0.0, total)
-    t = x / second
-    for _ in range(100):
-        # K' is concave, so Newton's steps come from below and never pass the root.
-        slope = np.tanh(t[:, None] * values)
-        gap = x - (values * slope).sum(axis=1)
-        t += gap / (values**2 * (1 - slope**2)).sum(axis=1)
-        if (np.abs(gap) <= 1e-10 * most).all():
-            break
-    argument = t[:, None] * values
-    curve = (values**2 / np.cosh(np.minimum(argument, 300.0)) ** 2).sum(axis=1)
-    log_cosh = (np.logaddexp(argument, -argument) - math.log(2)).sum(axis=1)
-    w = np.sqrt(np.maximum(2 * (t * x - log_cosh), 0.0))
-    u = t * np.sqrt(curve)
-    near = w < 1e-3
-    safe_w, safe_u = np.where(near, 1.0, w), np.where(near, 1.0, u)
-    correction = np.where(near, 0.0, 1 / safe_u - 1 / safe_w)
-    upper = _normal_tail(w) + np.exp(-(w**2) / 2) / math.sqrt(2 * math.pi) * correction
-    least = np.exp2(1.0 - (values > 0).sum(axis=1))
-    found: Floats = np.where(extreme, least, np.clip(2 * upper, least, 1.0))
-    return found
-
-
-def _normal_tail(z: Floats) -> Floats:
-    # Not scipy's: importing it takes longer than a few thousand of these.
-    return np.array([math.erfc(v / math.sqrt(2)) / 2 for v in z.tolist()])
 
 
 def holm(p: Floats, family: int | None = None) -> Floats:

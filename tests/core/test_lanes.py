@@ -50,3 +50,21 @@ def test_a_batched_form_that_differs_on_the_same_features_is_a_fault(lanes):
     fast = lanes.accuracy(lambda fraction, text: None)
     with pytest.raises(ContractError, match="batched form differs from its single form"):
         lanes.compare(fast, wrong)
+
+
+def test_right_answers_are_counted_by_patient_and_else_by_image(lanes):
+    found = lanes.accuracy(lambda fraction, text: None)
+    dataset, block = lanes._bench.target.opened.dataset, lanes._block
+    right = found.argmax(-1) == block.query_labels
+    # Whatever identities are, records hold their places among them.
+    places = np.unique(dataset.patients, return_inverse=True)[1]
+    dataset.patients = 1_000_003 * dataset.patients
+    for kind, groups in (("patient", places[block.query]), ("image", block.query)):
+        told, counts = lanes.by_group(found)
+        assert told == kind
+        assert counts["group"].tolist() == sorted(set(groups.ravel().tolist()))
+        for group, answers, hits in zip(*(counts[k] for k in ("group", "answers", "right")),
+                                        strict=True):  # fmt: skip
+            assert answers == (groups == group).sum()
+            assert hits == right[groups == group].sum()
+        dataset.patients = None

@@ -8,7 +8,7 @@ from scipy.special import softmax
 from scipy.stats import rankdata
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 
-from medbench.metrics import ECE_BINS, METRICS, classification
+from medbench.metrics import ECE_BINS, METRICS, by_group, classification, multilabel
 from medbench.metrics.classes import _tied_ranks
 
 
@@ -69,3 +69,27 @@ def test_large_logits_do_not_overflow():
     found = classification(np.array([[[1e4, -1e4], [-1e4, 1e4]]]), np.array([[0, 0]]))
     assert found["nll"][0] == pytest.approx(1e4)
     assert found["accuracy"][0] == 0.5
+
+
+def test_answers_are_counted_by_patient():
+    scores = np.zeros((2, 3, 2))
+    scores[..., 1] = [[1, -1, 1], [1, 1, -1]]
+    labels = np.array([[1, 0, 0], [0, 1, 0]])
+    found = by_group(scores, labels, np.array([[7, 7, 2], [2, 9, 9]]))
+    assert found["group"].tolist() == [2, 7, 9]
+    assert found["answers"].tolist() == [2, 2, 2]
+    assert found["right"].tolist() == [0, 2, 2]
+    accuracy = classification(scores, labels)["accuracy"].mean()
+    assert found["right"].sum() / found["answers"].sum() == accuracy
+
+
+def test_answers_about_several_labels_are_all_counted():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.normal(size=(4, 5, 3)), rng.integers(0, 2, (4, 5, 3))
+    groups = rng.integers(0, 6, (4, 5))
+    found = by_group(scores, truth, groups)
+    assert found["answers"].tolist() == [3 * (groups == g).sum() for g in found["group"]]
+    right = ((scores > 0) == truth.astype(bool)).sum(axis=-1)
+    assert found["right"].tolist() == [right[groups == g].sum() for g in found["group"]]
+    accuracy = multilabel(scores, truth)["accuracy"].mean()
+    assert found["right"].sum() / 60 == pytest.approx(accuracy)

@@ -126,6 +126,38 @@ def of_the_bytes(folder):
     scores.write_bytes(bytes(body))
 
 
+def by_patient(folder, change=lambda counts: None, **other) -> Path:
+    """Give the first record answers by patient that make its accuracy, then `change` them."""
+    path = first(folder)
+    data = json.loads(path.read_text())
+    n = 600 * 40
+    right = round(data["summary"]["accuracy"] * n)
+    assert right / n == pytest.approx(data["summary"]["accuracy"])
+    counts = {
+        "group": np.arange(40),
+        "answers": np.full(40, 600),
+        "right": np.diff(np.linspace(0, right, 41).astype(int)),
+    }
+    counts = change(counts) or counts
+    groups = path.with_name(f"{path.stem}.groups.parquet")
+    pq.write_table(pa.table(counts), groups)
+    data["groups"] = {"kind": "patient", "file": groups.name, "digest": file_digest(groups)} | other
+    path.write_text(json.dumps(data))
+    return groups
+
+
+def one_more(counts):
+    counts["right"][3] += 1
+
+
+def more_than_all(counts):
+    counts["right"][3], counts["answers"][3] = 700, 600
+
+
+def twice(counts):
+    counts["group"][3] = 4
+
+
 def literal_nan(folder):
     path = first(folder)
     path.write_text(path.read_text().replace('"seed": 0', '"seed": NaN', 1))
@@ -203,6 +235,24 @@ FAULTS = {
         "it names a path of a machine: '/home/me/secret.pt'",
     ),
     "scores elsewhere": (renamed_scores, "its scores file is called '../elsewhere.parquet'"),
+    "groups of another accuracy": (
+        lambda f: by_patient(f, one_more),
+        "right answers of one, and its summary accuracy",
+    ),
+    "more right than answered": (lambda f: by_patient(f, more_than_all),
+                                 "more right answers than answers"),
+    "a group twice": (lambda f: by_patient(f, twice), "none of them twice"),
+    "groups without answers": (
+        lambda f: by_patient(f, lambda c: {"group": c["group"]}),
+        "its groups file has ['group'], and must have answers, group and right",
+    ),
+    "groups of something": (lambda f: by_patient(f, kind="mood"), "its groups are of kind 'mood'"),
+    "missing groups": (lambda f: by_patient(f).unlink(), "its groups file", "is missing"),
+    "changed groups": (lambda f: by_patient(f, digest="00ff"), "the groups were changed after"),
+    "groups elsewhere": (
+        lambda f: by_patient(f, file="../x.groups.parquet"),
+        "its groups file is called '../x.groups.parquet'",
+    ),
     "renamed": (
         lambda f: first(f).rename(f / "a-000000000000.json"),
         "its file name does not end with its key",
@@ -238,6 +288,29 @@ def test_a_sound_submission_is_added_and_the_tables_with_it(board, submission, c
     assert "0 records added, 2 were there already" in told
     assert contents(board) == before
     medbench("board", "check", board, capsys=capsys)
+
+
+def test_answers_by_patient_are_added_with_their_record_and_belong_to_it(board, submission, capsys):
+    groups = by_patient(submission)
+    before = contents(board)
+    medbench("board", "add", board, submission, capsys=capsys)
+    assert (board / "records" / groups.name).read_bytes() == groups.read_bytes()
+    told = medbench("board", "add", board, submission, capsys=capsys)
+    assert "0 records added, 2 were there already" in told
+    medbench("board", "check", board, capsys=capsys)
+    # Tables of episodes alone are the same with and without them.
+    texts = contents(board)
+    for path in board.glob("records/*_anil_*"):
+        path.unlink()
+    medbench("board", "build", board, capsys=capsys)
+    assert contents(board) == before
+    by_patient(submission, kind="image")
+    shutil.copytree(submission, board / "records", dirs_exist_ok=True)
+    medbench("board", "build", board, capsys=capsys)
+    assert contents(board)["leaderboard.csv"] == texts["leaderboard.csv"]
+    first(submission).with_name(groups.name).rename(board / "records" / "a.groups.parquet")
+    told = medbench("board", "check", board, code=1, capsys=capsys)
+    assert "a.groups.parquet: it belongs to no record" in told
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -278,6 +351,7 @@ def tamper_z(records: Path, tamper, submission: Path) -> None:
         name = "z" + path.name
         if path.suffix == ".json":
             data = data.replace(b'"scores_file": "wbc', b'"scores_file": "zwbc')
+            data = data.replace(b'"file": "wbc', b'"file": "zwbc')
         (records / name).write_bytes(data)
 
 

@@ -10,6 +10,7 @@ import os
 import numpy as np
 import pytest
 
+from medbench.briefs import read_brief
 from medbench.errors import DataError, OutputError, UsageError
 from medbench.files import atomic, locked, write_json
 from medbench.leaderboard.render import FORMATS, render
@@ -235,3 +236,26 @@ def test_the_planned_key_counts_and_not_the_newest_record(tmp_path):
     write_json(tmp_path / "plan.json", {"cell": "a"})
     (table,) = board_of(tmp_path).tables
     assert table.rows[0].score.mean == 1.0
+
+
+COUNTS = {"group": np.arange(3), "answers": np.array([4, 4, 2]), "right": np.array([4, 1, 0])}
+
+
+def test_answers_by_group_come_back_as_they_were_written_and_are_held_to_their_digest(tmp_path):
+    path = tmp_path / "records" / "x.json"
+    write_record(path, document(), {"accuracy": np.full(5, 0.5)}, ("patient", COUNTS))
+    brief = read_brief(path)
+    assert brief.own.groups_kind == "patient"
+    assert {k: v.tolist() for k, v in brief.groups().items()} == {
+        k: v.tolist() for k, v in COUNTS.items()
+    }
+    (groups,) = path.parent.glob("*.groups.parquet")
+    groups.write_bytes(groups.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="the groups were changed after they were recorded"):
+        brief.groups()
+    groups.unlink()
+    with pytest.raises(DataError, match=r"x\.json: its groups file x\.groups\.parquet is missing"):
+        brief.groups()
+    # Without them the record is as good as one of an earlier version.
+    assert read_record(path).scores()["accuracy"].tolist() == [0.5] * 5
+    assert read_brief(write(tmp_path)).own.groups_kind == ""

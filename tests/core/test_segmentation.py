@@ -372,6 +372,10 @@ def test_a_run_of_masks_is_recorded_audited_and_ranked_by_dice(tmp_path, capsys)
     good = states["masked-prototypes"]
     assert set(good["summary"]) == {"dice", "iou", "hd95", "nsd"}
     assert good["costs"]["lanes_agree"] >= 0.98
+    # A mask is more or less right, so nothing is counted.
+    assert "groups" not in good
+    assert not list((out / "records").glob("*.groups.parquet"))
+    assert medbench("leaderboard", out, "--interval", "groups")[0] == 2
     code, shown = medbench("leaderboard", out)
     assert code == 0
     assert "Dice [95 %]" in shown

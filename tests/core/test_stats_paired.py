@@ -10,6 +10,7 @@ from scipy import stats
 
 from medbench.stats import compare, holm, p_values, sign_flip, wilcoxon
 from medbench.stats import paired as module
+from medbench.stats.saddlepoint import _distinct, saddlepoint
 
 
 def enumerated(differences) -> float:
@@ -73,9 +74,39 @@ def test_the_saddlepoint_is_near_the_exact_tail_however_far_out(shift):
     whole = np.rint(rng.normal(15 * shift, 15, 400))
     whole = whole[whole != 0]
     exact = module._convolved(np.abs(whole).astype(int), abs(whole.sum()))
-    found = module._saddlepoint(np.abs(whole)[None], np.abs(whole.sum())[None])[0]
+    found = saddlepoint(np.abs(whole)[None], np.abs(whole.sum())[None])[0]
     # What is left is that sums lie on a grid.
     assert found == pytest.approx(exact, rel=0.03)
+
+
+def in_long_doubles(values, total) -> float:
+    """The same formula with every difference on its own, by the definitions of its parts."""
+    v, x = np.asarray(values, np.longdouble), np.longdouble(total)
+    t = x / (v**2).sum()
+    for _ in range(100):
+        slope = np.tanh(t * v)
+        t += (x - (v * slope).sum()) / (v**2 * (1 - slope**2)).sum()
+    curve = (v**2 / np.cosh(t * v) ** 2).sum()
+    w = np.sqrt(2 * (t * x - np.log(np.cosh(t * v)).sum()))
+    density = np.exp(-(w**2) / 2) / np.sqrt(2 * np.longdouble(np.pi))
+    tail = stats.norm.sf(float(w)) + density * (1 / (t * np.sqrt(curve)) - 1 / w)
+    return float(2 * tail)
+
+
+@pytest.mark.parametrize("shift", [0.0005, 0.002, 0.01, 0.1, 0.4])
+@pytest.mark.parametrize("grid", [True, False])
+def test_the_saddlepoint_has_all_its_digits_whether_differences_recur_or_not(shift, grid):
+    rng = np.random.default_rng(int(1e4 * shift))
+    d = rng.normal(0, 0.1, 300)
+    d += shift - d.mean()
+    if grid:
+        # Of three seeds with 75 queries each, so that equal ones differ by rounding.
+        d = np.rint(d[None] * 75 + rng.normal(0, 1, (3, 300))).mean(axis=0) / 75
+    values, total = np.abs(d)[None], np.abs(d.sum())[None]
+    assert (_distinct(values)[0].shape[1] <= 150) == grid
+    assert saddlepoint(values, total)[0] == pytest.approx(
+        in_long_doubles(values[0], total[0]), rel=1e-9
+    )
 
 
 def test_the_saddlepoint_agrees_with_drawn_signs():

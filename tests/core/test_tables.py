@@ -27,7 +27,7 @@ from medbench.stats import Estimate, holm, sign_flip
 N = 120
 
 
-def cell(folder, algorithm, target="d:5w1s", seed=0, scores=None, status="ok", **more):
+def cell(folder, algorithm, target="d:5w1s", seed=0, scores=None, status="ok", groups=None, **more):
     """A record of one cell; `scores` are accuracies, or several metrics."""
     data = {
         "schema": 1,
@@ -46,7 +46,8 @@ def cell(folder, algorithm, target="d:5w1s", seed=0, scores=None, status="ok", *
         arrays = scores if isinstance(scores, dict) else {"accuracy": scores}
         arrays = {k: np.asarray(v, dtype=float) for k, v in arrays.items()}
     name = f"{algorithm}_{target}_{seed}".replace("/", "-").replace(":", "-")
-    write_record(folder / "records" / f"{name}.json", data, arrays if status == "ok" else None)
+    path = folder / "records" / f"{name}.json"
+    write_record(path, data, arrays if status == "ok" else None, groups)
 
 
 def board(folder, metric="accuracy", **more):
@@ -252,6 +253,88 @@ def row(name, mean, time=None, memory=None, **more):
     score = None if mean is None else Estimate(mean, mean, mean, 1, 10)
     return Row(name, "b", False, score, 1, 0, {}, (), 10, adaptation_s=time,
                peak_host_added_bytes=memory, **more)  # fmt: skip
+
+
+def of_patients(folder, targets=("d:5w1s", "e:5w1s"), n=20, kind="patient", seeds=(0,)):
+    """Two rows, with answers of patients of whom some are hard for all methods."""
+    for target in targets:
+        # Shots of one data set are about the same patients.
+        ability = np.random.default_rng(ord(target[0])).uniform(0.3, 0.9, n)
+        rng = np.random.default_rng(9)
+        whose = rng.integers(0, n, (N, 25))
+        for name, seed in itertools.product(("a", "b"), seeds):
+            right = rng.random((N, 25)) < ability[whose]
+            counts = {
+                "group": np.arange(n),
+                "answers": np.bincount(whose.ravel(), minlength=n),
+                "right": np.bincount(whose.ravel(), right.ravel(), n).astype(int),
+            }
+            cell(folder, name, target, seed, right.mean(axis=1), groups=(kind, counts))
+
+
+@pytest.mark.parametrize(("kind", "seeds"), [("patient", (0,)), ("image", (0, 1, 2))])
+def test_intervals_cover_new_patients_where_records_hold_their_answers(tmp_path, kind, seeds):
+    of_patients(tmp_path, kind=kind, seeds=seeds)
+    plain, wide = board(tmp_path), board(tmp_path, method="groups")
+    assert len(wide.tables) == 3
+    for few, many in zip(plain.tables, wide.tables, strict=True):
+        for a, b in zip(few.rows, many.rows, strict=True):
+            assert b.score.mean == pytest.approx(a.score.mean)
+            # Twenty patients tell less than three thousand answers.
+            assert b.score.high - b.score.low > 2 * (a.score.high - a.score.low)
+            assert b.score.covers.endswith(f"episodes and {kind}s")
+            assert a.verdict == b.verdict
+    told = render(wide, "table")
+    assert f"episodes and {kind}s;" in told
+    assert "Tests, ties, ranks, differences and worst cases are of the images given." in told
+    assert ", the images given" in render(plain, "table")
+
+
+def test_shots_of_one_data_set_share_their_patients_and_data_sets_do_not(tmp_path):
+    widths = {}
+    for name, targets in (("shots", ("d:5w1s", "d:5w5s")), ("sets", ("d:5w1s", "e:5w1s"))):
+        of_patients(tmp_path / name, targets)
+        tables = board(tmp_path / name, method="groups").tables
+        one, _, overall = [np.mean([r.score.high - r.score.low for r in t.rows]) for t in tables]
+        widths[name] = overall / one
+    # The same patients twice tell no more of others than once; other patients do.
+    assert widths["shots"] == pytest.approx(1.0, abs=0.1)
+    assert widths["sets"] == pytest.approx(np.sqrt(0.5), abs=0.15)
+
+
+def test_intervals_over_patients_are_refused_where_they_cannot_be_had(tmp_path, capsys):
+    def told(folder, *more, code=2):
+        return command("leaderboard", folder, "--interval", "groups", *more, code=code,
+                       capsys=capsys)  # fmt: skip
+
+    of_patients(tmp_path / "few", n=8)
+    assert "d:5w1s: 8 patients are too few to stand for others; 10 are needed" in told(
+        tmp_path / "few"
+    )
+    some = tmp_path / "some"
+    of_patients(some)
+    assert "episodes and patients" in told(some, code=0)
+    assert "for accuracy: f1 is no share of right answers" in told(some, "--metric", "f1")
+    cell(some, "a", seed=1, scores=np.full(N, 0.5), groups=("patient", {
+        "group": np.arange(20), "answers": np.full(20, 3), "right": np.full(20, 1)}))  # fmt: skip
+    assert "were asked about other patients" in told(some)
+    cell(some, "a", seed=1, scores=np.full(N, 0.5))
+    assert "does not hold the answers of each patient or image" in told(some)
+    masks = tmp_path / "masks"
+    cell(masks, "unet", scores={"dice": np.full(N, 0.5)})
+    assert "masks and boxes, which dice is of, are not just right or wrong" in told(masks)
+
+
+def test_intervals_over_patients_stand_in_every_table_that_failures_leave(tmp_path):
+    of_patients(tmp_path, ("d:5w1s", "e:5w1s", "f:5w1s"))
+    cell(tmp_path, "a", "f:5w1s", status="oom")
+    tables = {t.rule: t for t in board(tmp_path, method="groups").tables if not t.target}
+    covers = {rule: {r.score.covers for r in t.rows if r.score} for rule, t in tables.items()}
+    assert covers == {
+        "": {"episodes and patients"},
+        "complete cases": {"episodes and patients"},
+        "worst case": {"episodes"},
+    }
 
 
 def test_a_front_holds_what_nothing_else_beats_in_both():

@@ -68,6 +68,7 @@ def test_a_cell_comes_out_the_same_its_training_included(run, medbench):
     told = medbench("reproduce", record(run, "slow-training"))
     assert "100 % of 40 episodes have the same accuracy" in told
     assert "reproduced: within 0.005" in told
+    assert "over episodes and images;" in medbench("leaderboard", run, "--interval", "groups")
     assert "changed" not in told
     # It ran in a folder of its own.
     assert len(list(run.glob("records/*.json"))) == 4

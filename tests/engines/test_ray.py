@@ -177,7 +177,9 @@ def test_a_killed_worker_is_replaced_and_all_is_kept_in_the_store_when_the_folde
     assert any(t["resumed_at"] for t in found)
     assert scores(out) == calm
     assert not _names(fs, store, "checkpoint.safetensors")
-    assert len(_names(fs, store, ".parquet")) == CELLS
+    # Of every cell its scores, and its answers by image.
+    assert len(_names(fs, store, ".parquet")) == 2 * CELLS
+    assert len(_names(fs, store, ".groups.parquet")) == CELLS
 
     shutil.rmtree(out)
     done = medbench("run", suite, *where, **servers.address)

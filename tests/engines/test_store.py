@@ -11,8 +11,10 @@ import pytest
 
 pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'medbench[ray]'")
 
+from medbench.engine import scratch
 from medbench.engine.store import Store, open_store
 from medbench.errors import OutputError, UsageError
+from medbench.jobs import Job
 
 
 @pytest.fixture(params=["path", "file", "memory"])
@@ -123,3 +125,21 @@ def test_a_bucket_serves_as_a_folder_does(s3, tmp_path):
     test_what_is_put_is_there_and_what_is_not_is_told(store, tmp_path)
     with pytest.raises(OutputError, match="cannot be written in s3://no-such-bucket"):
         open_store("s3://no-such-bucket").write("marker", b"")
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_cell_leaves_all_its_files_and_its_record_last(tmp_path, monkeypatch, counted):
+    store, work, names = Store(str(tmp_path / "store")), tmp_path / "work", []
+    put = Store.put
+    monkeypatch.setattr(Store, "put", lambda s, p, n: (names.append(n), put(s, p, n))[1])
+    job = Job("cell", "k" * 32, "a cell", "cell", {}, None, {})
+    endings = [".parquet", ".groups.parquet", ".json"] if counted else [".parquet", ".json"]
+    for ending in endings:
+        path = work / "records" / f"{job.file_stem}{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(ending)
+    scratch._leave(job, store, work, complete=True)
+    assert [n.removeprefix(f"records/{job.file_stem}") for n in names] == endings
+    # Another try finds none of them.
+    scratch._fetch(job, store, work)
+    assert not list((work / "records").iterdir())

@@ -19,7 +19,9 @@ import pytest
 from page_boards import Cell, written
 
 from medbench.cli import main
+from medbench.errors import ConfigError
 from medbench.leaderboard.build import board_of
+from medbench.leaderboard.page import named, page_text
 from medbench.leaderboard.page_facts import shell_word
 from medbench.leaderboard.page_pairs import Packed, packed_pairs, unpacked
 from medbench.shelf import find_briefs
@@ -143,3 +145,28 @@ def test_a_changed_page_is_found_by_board_check(tmp_path, capsys):
         main(["board", "check", str(tmp_path / "sites")])
     assert stop.value.code == 1
     assert "index.html: the records make another table" in capsys.readouterr().err
+
+
+def test_a_page_is_called_as_its_suite_and_a_copy_elsewhere_is_the_same(tmp_path, capsys):
+    for name in ("one", "other"):
+        Cell("protonet").write(tmp_path / name)
+        text = f"name: cells-{name}\nsummary: Cells & <b>{name}</b>\nprotocols: [p]\n"
+        (tmp_path / name / "suite.yaml").write_text(text)
+    text = written(tmp_path / "one").read_text()
+    assert "<title>cells-one: medbench leaderboard</title>" in text
+    assert (
+        "<h1><bdi>cells-one</bdi></h1>\n<p><bdi>Cells &amp; &lt;b&gt;one&lt;/b&gt;</bdi></p>"
+        in text
+    )
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    assert written(tmp_path / "copy").read_text() == text
+    folders = [tmp_path / name for name in ("one", "other")]
+    both = page_text(board_of(folders), folders)
+    assert "<title>cells-one, cells-other: medbench leaderboard</title>" in both
+    # As a board's own records are named when its page is built.
+    assert named([tmp_path / "one" / "records"])[0] == "cells-one"
+    (tmp_path / "one" / "suite.yaml").unlink()
+    assert "<title>cross v1: medbench leaderboard</title>" in written(tmp_path / "one").read_text()
+    (tmp_path / "one" / "suite.yaml").write_text("name: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        named([tmp_path / "one"])
