@@ -534,11 +534,18 @@ class Detector(ABC):
 
 @dataclass(frozen=True)
 class Task:
-    """One source task for meta-training, its query labels included."""
+    """One source task for meta-training, the truth of its queries included.
+
+    ``query_labels``: ``(n_query,)`` as the support's, or ``(n_query, n_way)`` where targets are
+    masks or boxes; ``query_masks``: bool ``(n_query, n_way, H, W)`` and ``query_boxes``, as the
+    support's.
+    """
 
     support: Support
     query: Tensor
     query_labels: Tensor
+    query_masks: Tensor | None = None
+    query_boxes: tuple[Boxes, ...] | None = None
 
 
 class Source(Protocol):
@@ -561,7 +568,8 @@ class Source(Protocol):
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """Images ``(size, C, H, W)`` and labels ``(size,)`` in ``0 ... n_classes - 1``.
 
-        Datasets are drawn uniformly, then their classes, then images.
+        Datasets are drawn uniformly, then their classes, then images. Where images have masks or
+        boxes, the class is the one that tasks draw an image by, of those it shows.
         """
 
     def sweep(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
@@ -615,14 +623,15 @@ class TrainingRun(Protocol):
         state: Mapping[str, Any],
         *,
         images_per_step: int,
-        validate: Callable[[Support, Tensor], Tensor] | None = None,
+        validate: Callable[[Support, Tensor], Tensor | list[Detections]] | None = None,
     ) -> Iterator[int]:
         """Yield outer-loop steps until the budget of images is used up.
 
         `state` names everything that training changes: modules, optimisers, parameters. It is
         restored from a checkpoint if there is one, so the first step may be greater than zero.
         Between steps the run writes checkpoints, reports progress, and every so often scores
-        validation episodes with `validate(support, query_images) -> scores`; the best state is
+        validation episodes with `validate(support, query_images) -> scores` (by accuracy; masks by
+        Dice, and boxes, for which it returns detections, by AP50); the best state is
         kept. Torch's global random state is seeded anew for every step, so that a resumed
         training equals an undisturbed one.
         """

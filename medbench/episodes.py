@@ -156,9 +156,12 @@ class Pool:
                     )
         return None
 
-    def fit(self, shape: Shape) -> Shape | None:
-        """`shape` with as many ways and queries as this pool can serve; None when it cannot."""
-        if self.n_classes < 2:
+    def fit(self, shape: Shape, least: int = 2) -> Shape | None:
+        """`shape` with as many ways and queries as this pool can serve; None when it cannot.
+
+        Nor when it has fewer than `least` classes.
+        """
+        if self.n_classes < least:
             return None
         room = int(self._sizes[1].min()) - (shape.shot if self.shared else 0)
         fitted = Shape(min(shape.way, self.n_classes), shape.shot, min(shape.query, room))

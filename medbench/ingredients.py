@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from medbench.config import AlgorithmRef, BackboneRef
 from medbench.episodes import digest as episodes_digest
 from medbench.files import bytes_digest, canonical
 from medbench.opened import Opened
 from medbench.plugins import Entry, Registry, resolve_params
 from medbench.pools import SourceSet
-from medbench.protocols import Protocol
+from medbench.protocols import TARGETED, Protocol
 from medbench.sourcecode import source_digest
 from medbench.tasks import Target
 from medbench.weights import weights_ingredient
@@ -148,12 +150,17 @@ class Ingredients:
         return self._once(("dataset", id(opened)), make).value
 
     def _source(self, source: SourceSet) -> dict[str, Any]:
-        return {
+        images = source.train.images
+        found: dict[str, Any] = {
             "dataset": self._dataset(source.opened),
             "site": source.site,
             "classes": [int(c) for c in source.train.classes],
-            "n_images": len(source.train.images),
+            "n_images": len(images),
         }
+        if self._protocol.task_kind in TARGETED:
+            # Which images show nothing of the test depends on the target.
+            found["images"] = bytes_digest(np.ascontiguousarray(images, "<i8").tobytes())
+        return found
 
 
 def train_params(entry: Entry, ref: AlgorithmRef) -> dict[str, Any]:

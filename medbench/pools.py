@@ -11,7 +11,7 @@ import numpy as np
 from medbench.api import Dataset, derive_seed
 from medbench.episodes import Ints, Pool, Shape
 from medbench.opened import Opened
-from medbench.protocols import Protocol
+from medbench.protocols import TARGETED, Protocol
 
 TRAIN, VAL, TEST = 0, 1, 2
 NO_LABEL = "no label"
@@ -44,6 +44,11 @@ def all_classes(opened: Opened) -> list[int]:
     """Numbers of all classes, or of all groups that a multilabel dataset is drawn by."""
     n = len(opened.dataset.info.label_names)
     return list(range(n + (opened.dataset.info.task_kind == "multilabel")))
+
+
+def least_classes(protocol: Protocol) -> int:
+    """How many classes make a task: a mask or a box has a background to be told from."""
+    return 1 if protocol.task_kind in TARGETED else 2
 
 
 def unreachable(opened: Opened, pool: Pool) -> str | None:
@@ -108,9 +113,13 @@ def source_set(
     with support from train images and queries from val images.
     """
     dataset, shape = opened.dataset, protocol.train
+    least = least_classes(protocol)
     if dataset.splits is not None:
         train_side = among[dataset.splits[among] == TRAIN]
         val_side = among[dataset.splits[among] == VAL]
+        if not len(val_side) and not val_classes and protocol.task_kind in TARGETED:
+            held = _held_out(dataset, train_side)
+            train_side, val_side = train_side[~held], train_side[held]
     elif val_classes:
         train_side = val_side = among
     else:
@@ -118,13 +127,13 @@ def source_set(
         train_side, val_side = among[~held], among[held]
     need = shape.shot + shape.query
     filled = [(c, m) for c, m in by_class(dataset, train_side, classes) if len(m) >= need]
-    if len(filled) < 2:
+    if len(filled) < least:
         return None
     train_pool = Pool([m for _, m in filled], None, dataset.patients, [c for c, _ in filled])
     train_shape = Shape(min(shape.way, len(filled)), shape.shot, shape.query)
     if train_pool.problem(train_shape):
         return None
-    val_pool = _validation(dataset, train_side, val_side, filled, val_classes, shape)
+    val_pool = _validation(dataset, train_side, val_side, filled, val_classes, shape, least)
     return SourceSet(opened, site, train_pool, val_pool, train_shape)
 
 
@@ -135,6 +144,7 @@ def _validation(
     filled: list[tuple[int, Ints]],
     val_classes: Sequence[int] | None,
     shape: Any,
+    least: int,
 ) -> Pool | None:
     if val_classes:
         both = train_side if dataset.splits is None else np.union1d(train_side, val_side)
@@ -153,7 +163,7 @@ def _validation(
             dataset.patients,
             [c for c, _ in pairs],
         )
-    return pool if pool.fit(Shape(shape.way, shape.shot, shape.query)) else None
+    return pool if pool.fit(Shape(shape.way, shape.shot, shape.query), least) else None
 
 
 def _held_out(dataset: Dataset, among: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -113,11 +113,10 @@ class Protocol(Model):
             raise ValueError(
                 f"task_kind multilabel asks for every label: way: all, not {self.way}."
             )
-        if (self.task_kind in TARGETED) != (self.setting == "support_only"):
+        if self.setting == "support_only" and self.task_kind not in TARGETED:
             raise ValueError(
-                f"task_kind {self.task_kind} and setting {self.setting} do not go together: with "
-                f"{' and '.join(TARGETED)} the setting is support_only (nothing is meta-trained on "
-                "so far), and with the other kinds it is another."
+                f"task_kind {self.task_kind} and setting support_only do not go together: it is "
+                f"for {' and '.join(TARGETED)}; the other kinds name what is meta-trained on."
             )
         if self.sites_apart and self.setting != "support_only":
             raise ValueError(f"sites_apart is for support_only, and setting is {self.setting}.")

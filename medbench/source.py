@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from medbench.api import Dataset, InputSpec, Support, Task, derive_seed
 from medbench.embed import STORE_LIMIT_BYTES, ImageStore, to_input
-from medbench.episodes import Pool, Shape, uniforms
+from medbench.episodes import Ints, Pool, Shape, uniforms
 from medbench.errors import ProtocolError
 from medbench.pools import SourceSet
+from medbench.protocols import TARGETED
+from medbench.truth import BoxStore, MaskStore, at_size
 
 
 class TaskSource:
@@ -57,6 +60,7 @@ class TaskSource:
                 self._class_ids.setdefault((one.opened.name, int(c)), len(self._class_ids))
         self.n_classes = len(self._class_ids)
         self._stores = _stores([one.opened.dataset for one, _ in self._sets])
+        self._truth = _truth([one.opened.dataset for one, _ in self._sets], spec.size)
         self._by_class = [
             [one.train.members(0, i) for i in range(one.train.n_classes)] for one, _ in self._sets
         ]
@@ -79,8 +83,12 @@ class TaskSource:
 
     def _task(self, one: SourceSet, pool: Pool, shape: Shape, part: str, t: int) -> Task:
         block = pool.draw(shape, f"{part}/{self._seed}/{one.id}", t, 1)
-        images = self._read(one, np.concatenate([block.support[0], block.query[0]]))
+        rows = np.concatenate([block.support[0], block.query[0]])
+        images = self._read(one, rows)
         n = block.support.shape[1]
+        if one.opened.dataset.info.task_kind in TARGETED:
+            seed = derive_seed("adapt", part, self._seed, t)
+            return self._targeted(one, images, rows, block.classes[0], n, seed)
         labels = torch.from_numpy(block.support_labels).to(self._device)
         seed = derive_seed("adapt", part, self._seed, t)
         return Task(
@@ -89,11 +97,31 @@ class TaskSource:
             torch.from_numpy(block.query_labels[0]).to(self._device),
         )
 
+    def _targeted(
+        self, one: SourceSet, images: Tensor, rows: Ints, classes: Ints, n: int, seed: int
+    ) -> Task:
+        """A task with masks or boxes; the first `n` of its images are the support set."""
+        dataset, size = one.opened.dataset, (self._spec.size, self._spec.size)
+        shown = torch.from_numpy(dataset.labels[rows][:, classes].astype(np.int64))
+        shown = shown.to(self._device)
+        support = Support(images[:n], shown[:n], len(classes), (seed,), size)
+        truth = self._truth[id(dataset)]
+        if isinstance(truth, MaskStore):
+            masks = truth.small(rows)[:, torch.from_numpy(classes)].to(self._device)
+            support = replace(support, masks=masks[:n])
+            return Task(support, images[n:], shown[n:], query_masks=masks[n:])
+        boxes = at_size(truth.among(rows, classes), dataset, size)
+        support = replace(support, boxes=boxes[:n])
+        return Task(support, images[n:], shown[n:], query_boxes=boxes[n:])
+
     def validation(self, count: int) -> Iterator[Task]:
         """The same `count` validation tasks each time, the sources taking turns."""
         # Validation tasks have the shape of training tasks, as far as their images allow.
         having = [
-            (one, one.val, one.val.fit(shape)) for one, shape in self._sets if one.val is not None
+            (one, one.val, one.val.fit(shape, least))
+            for one, shape in self._sets
+            for least in [1 if one.opened.dataset.info.task_kind in TARGETED else 2]
+            if one.val is not None
         ]
         having = [h for h in having if h[2] is not None]
         for t in range(count if having else 0):
@@ -144,6 +172,18 @@ def _stores(datasets: Sequence[Dataset]) -> dict[int, ImageStore]:
             found[id(dataset)] = ImageStore(dataset, room)
             if _n_bytes(dataset) <= room:
                 room -= _n_bytes(dataset)
+    return found
+
+
+def _truth(datasets: Sequence[Dataset], side: int) -> dict[int, MaskStore | BoxStore]:
+    """Where the masks or boxes of each dataset come from, by its `id`."""
+    found: dict[int, MaskStore | BoxStore] = {}
+    for dataset in datasets:
+        if dataset.info.task_kind == "segmentation":
+            limit = STORE_LIMIT_BYTES // len(datasets)
+            found.setdefault(id(dataset), MaskStore(dataset, (side, side), limit))
+        elif dataset.info.task_kind == "detection":
+            found.setdefault(id(dataset), BoxStore(dataset))
     return found
 
 

@@ -16,11 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medbench.api import Place, derive_seed
-from medbench.episodes import Block, Pool, Shape
+from medbench.episodes import Block, Ints, Pool, Shape
 from medbench.errors import DataMissing, ProtocolError, UsageError, did_you_mean
 from medbench.opened import Opened, open_dataset
 from medbench.plugins import Registry
-from medbench.pools import NO_LABEL, SourceSet, all_classes, source_set, test_pool, unreachable
+from medbench.pools import (
+    NO_LABEL,
+    SourceSet,
+    all_classes,
+    least_classes,
+    source_set,
+    test_pool,
+    unreachable,
+)
 from medbench.protocols import TARGETED, Fractions, Protocol
 
 
@@ -146,8 +154,7 @@ def resolve(
             every = protocol.way == "all"
             trouble = unreachable(opened_set, pool) if every else None
             trouble = trouble or pool.problem(shape, (*names, NO_LABEL))
-            # A mask or a box has a background to be told from.
-            if shape.way < 2 and protocol.task_kind not in TARGETED:
+            if shape.way < least_classes(protocol):
                 trouble = f"there is {shape.way} class with images, and a task needs two"
             if trouble:
                 name = opened_set.name + (f"@{site}" if site else "")
@@ -253,20 +260,22 @@ def _tested(protocol: Protocol, opened: Opened, site: str | None) -> Pool:
 def _within_dataset(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
     groups: list[Group] = []
     for opened in datasets:
-        train, val, _ = _class_split(protocol, opened)
-        everything = np.arange(len(opened.dataset.labels))
-        source = source_set(protocol, opened, None, everything, train, val)
+        train, val, test = _class_split(protocol, opened)
         pool = _tested(protocol, opened, None)
+        everything = np.arange(len(opened.dataset.labels))
+        apart = _apart(protocol, opened, everything, pool, test)
+        source = source_set(protocol, opened, None, apart, train, val)
         groups.append((opened, None, pool, [source] if source else []))
         _require_source(protocol, groups[-1])
     return groups
 
 
 def _cross_domain(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
+    of_sources = "classification" if protocol.task_kind == "multilabel" else protocol.task_kind
     sources = {
         id(d): source_set(protocol, d, None, np.arange(len(d.dataset.labels)), all_classes(d), None)
         for d in datasets
-        if d.dataset.info.task_kind == "classification"
+        if d.dataset.info.task_kind == of_sources
     }
     groups: list[Group] = []
     for held_out in datasets:
@@ -297,14 +306,16 @@ def _leave_one_site_out(protocol: Protocol, datasets: list[Opened]) -> list[Grou
         every = all_classes(opened)
         by_site = [np.flatnonzero(dataset.sites == i) for i in range(len(names))]
         for i, site in enumerate(names):
+            pool = _tested(protocol, opened, site)
             kept = [
                 source
                 for j, other in enumerate(names)
                 if j != i
-                for source in [source_set(protocol, opened, other, by_site[j], every, None)]
+                for among in [_apart(protocol, opened, by_site[j], pool, [])]
+                for source in [source_set(protocol, opened, other, among, every, None)]
                 if source is not None
             ]
-            groups.append((opened, site, _tested(protocol, opened, site), kept))
+            groups.append((opened, site, pool, kept))
     if protocol.targets is None:
         for group in groups:
             _require_source(protocol, group)
@@ -326,15 +337,37 @@ def _support_only(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
     return groups
 
 
+def _apart(
+    protocol: Protocol, opened: Opened, among: Ints, pool: Pool, tested: Sequence[int]
+) -> Ints:
+    """Of the images in `among` those that may be meta-trained on beside a target in one dataset.
+
+    An image with masks or boxes may show several classes: what shows one that is `tested` is left
+    out (the second setting of Roy et al. 2020), and all images of a patient who is asked about.
+    Where an image has one class, its class or site keeps it apart.
+    """
+    if protocol.task_kind not in TARGETED:
+        return among
+    dataset = opened.dataset
+    kept = among[~dataset.labels[among][:, list(tested)].any(axis=1)]
+    if dataset.patients is not None:
+        asked = np.concatenate([pool.members(1, i) for i in range(pool.n_classes)])
+        kept = kept[~np.isin(dataset.patients[kept], dataset.patients[asked])]
+    return kept
+
+
 def _require_source(protocol: Protocol, group: Group) -> None:
     opened, site, _, sources = group
     if not sources:
         name = opened.name + (f"@{site}" if site else "")
         shape = protocol.train
+        needs = "another domain than the target, two classes"
+        if protocol.task_kind in TARGETED:
+            needs = "another domain, or images that show no class and no patient of the test"
         raise ProtocolError(
             f"protocol {protocol.name}, target {name}: nothing is left to meta-train on. A source "
-            f"needs another domain than the target, two classes, and {shape.shot + shape.query} "
-            f"images a class ({shape.shot} support, {shape.query} query)."
+            f"needs {needs}, and {shape.shot + shape.query} images a class ({shape.shot} support, "
+            f"{shape.query} query)."
         )
 
 

@@ -15,18 +15,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medbench.api import Budget, Support, derive_seed
+from medbench.api import Budget, Detections, Support, derive_seed
 from medbench.distributed import Group, RunningStatistics
 from medbench.errors import ContractError, DataError, NonFinite
 from medbench.files import atomic
 from medbench.source import TaskSource
+from medbench.validation import judged
 
 VALIDATIONS = 10
 # The environment variable serves whoever runs where jobs are pre-empted every minute.
 CHECKPOINT_EVERY_S = float(os.environ.get("MEDBENCH_CHECKPOINT_S", "20"))
 _CURVE_POINTS = 50
 
-Validate = Callable[[Support, Tensor], Tensor]
+Validate = Callable[[Support, Tensor], Tensor | list[Detections]]
 Progress = Callable[[float, str], None]
 
 
@@ -172,13 +173,13 @@ class Run:
         modes = [(part, part.training) for m in modules for part in m.modules()]
         for module in modules:
             module.eval()
-        hits = n = 0
+        hits, n = 0.0, 0
         for task in self._source.validation(self._validation_episodes):
-            scores = validate(task.support, task.query).detach()
-            if not torch.isfinite(scores).all():
-                raise NonFinite(f"Validation scores are not finite at step {self.n_steps}.")
-            hits += int((scores.argmax(dim=-1) == task.query_labels).sum())
-            n += task.query_labels.numel()
+            try:
+                right, of = judged(task, validate(task.support, task.query))
+            except NonFinite as error:
+                raise NonFinite(f"{error} This was at step {self.n_steps}.") from error
+            hits, n = hits + right, n + of
         for part, mode in modes:
             part.training = mode
         accuracy = hits / n if n else None

@@ -25,6 +25,7 @@ from medbench.measure import PeakMemory, clock, hardware, versions
 from medbench.plan import train_params
 from medbench.source import TaskSource
 from medbench.training import Progress, Run
+from medbench.validation import METRIC
 
 Stage = Callable[[str], None]
 
@@ -66,6 +67,7 @@ def run_training(
         with PeakMemory(bench.device) as peak:
             learned, run = _trained(job, bench, folders, progress, group)
         elapsed = clock(bench.device) - start
+    source_kind = bench.target.sources[0].opened.dataset.info.task_kind
     _check_learned(learned, spec.name)
     enter("save")
     with atomic(folder / "learned.safetensors") as temporary:
@@ -86,6 +88,7 @@ def run_training(
             "budget_images": run.budget.images,
             "selected_step": run.best_step,
             "val_accuracy": run.best_accuracy,
+            "val_metric": METRIC[source_kind],
             "curve": run.curve,
             "resumed_at": run.resumed_at,
             "earlier_tries": list(manner.earlier),

@@ -14,9 +14,10 @@ from medbench.answers.base import Answers, Floats
 from medbench.api import Boxes, Detections, Detector, Predictor
 from medbench.bench import Bench
 from medbench.episodes import Block, Ints
-from medbench.errors import ContractError, DataError, NonFinite
+from medbench.errors import ContractError, NonFinite
 from medbench.metrics import DETECTION_METRICS, detection, mean_of_classes
 from medbench.metrics.boxes import iou
+from medbench.truth import BoxStore, at_size
 
 # Two lanes found the same object where their boxes of one class overlap so much.
 _SAME_BOX = 0.9
@@ -53,16 +54,16 @@ class BoxAnswers(Answers[Found, Scored]):
         self._side = bench.backbone.input.size
         height, width = bench.target.opened.dataset.info.image_shape[:2]
         self._limits = np.array([width, height, width, height], np.float64)
-        self._known: dict[int, Boxes] = {}
+        self._truth = BoxStore(bench.target.opened.dataset)
 
     def given(self, first: int, count: int | None) -> dict[str, Any]:
         """Labels, and the boxes of every support image at the network's size."""
         boxes = self._true(self._block.support[first], first)
-        scale = self._side / self._limits
+        size = (self._side, self._side)
         return {
             **super().given(first, count),
-            "size": (self._side, self._side),
-            "boxes": tuple(Boxes(b.xyxy * scale, b.labels, b.ignored) for b in boxes),
+            "size": size,
+            "boxes": at_size(boxes, self._bench.target.opened.dataset, size),
         }
 
     def adapted(self, found: object) -> Predictor | Detector:
@@ -76,37 +77,7 @@ class BoxAnswers(Answers[Found, Scored]):
 
     def _true(self, rows: Ints, episode: int) -> list[Boxes]:
         """True boxes of the episode's classes, labelled by their number in it."""
-        missing = [r for r in dict.fromkeys(rows.tolist()) if r not in self._known]
-        if missing:
-            self._known |= zip(missing, self._read(np.array(missing)), strict=True)
-        classes = self._block.classes[episode]
-        found = []
-        for row in rows.tolist():
-            boxes = self._known[row]
-            own = boxes.labels[:, None] == classes
-            kept = own.any(axis=1)
-            found.append(
-                Boxes(
-                    np.array(boxes.xyxy[kept], np.float64),
-                    own[kept].argmax(axis=1).astype(np.int64),
-                    boxes.ignored[kept].copy(),
-                )
-            )
-        return found
-
-    def _read(self, rows: Ints) -> list[Boxes]:
-        dataset = self._bench.target.opened.dataset
-        name = dataset.info.name
-        try:
-            boxes = dataset.read_boxes(rows)
-        except OSError as error:
-            raise DataError(f"dataset {name}: its boxes cannot be read: {error}.") from error
-        if len(boxes) != len(rows) or any(b.xyxy.shape != (len(b.labels), 4) for b in boxes):
-            raise ContractError(
-                f"dataset {name}: read_boxes returned boxes of {len(boxes)} images for "
-                f"{len(rows)}, or boxes that are not (k, 4)."
-            )
-        return boxes
+        return self._truth.among(rows, self._block.classes[episode])
 
     def checked(self, found: Any, query: Tensor, first: int) -> Found:
         """Boxes of each query in the pixels of the dataset's images."""

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medbench.answers.base import Answers, Floats
-from medbench.answers.truth import MaskStore
 from medbench.bench import Bench
 from medbench.episodes import Block
 from medbench.metrics import SEGMENTATION_METRICS, class_means, mean_of_classes, segmentation
+from medbench.truth import MaskStore
 
 Masks = NDArray[np.bool_]
 _IMAGES = 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,8 @@ import pytest
 import torch
 import yaml
 
+import medbench.plan
 from medbench.answers import answers_for
-from medbench.answers.truth import MaskStore, shrunk
 from medbench.api import Algorithm, Boxes, Predictor, Support
 from medbench.backbones import build_backbone
 from medbench.bench import Bench
@@ -28,8 +27,9 @@ from medbench.opened import default_place
 from medbench.plan import build_plan
 from medbench.plugins import load_factory, registry, resolve_params
 from medbench.protocols import FALSE_POSITIVES as PROTOCOLS_OWN
-from medbench.protocols import MAIN_METRIC, Protocol
+from medbench.protocols import MAIN_METRIC, Protocol, load_protocol
 from medbench.tasks import resolve
+from medbench.truth import MaskStore, shrunk
 from medbench_algorithms.dense.masked_prototypes import MaskedPrototypes
 
 DATA = "synthetic:xray"
@@ -132,7 +132,6 @@ def test_sites_kept_apart_are_targets_of_their_own(place):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"setting": "cross_domain", "datasets": ["a", "b"]}, "do not go together"),
         ({"task_kind": "classification"}, "do not go together"),
         ({"tolerance": -1}, "tolerance"),
         ({"min_iou": 0}, "min_iou"),
@@ -148,18 +147,18 @@ def test_data_without_masks_are_refused(place):
         resolve(registry(), protocol_of(datasets=[DATA]), place)
 
 
-def test_what_needs_meta_training_is_told_that_there_is_nothing_to_train_on(tmp_path, place):
-    suite = load_suite_of(tmp_path, "synthetic-segmentation", ["masked-prototypes"])
+def test_what_needs_meta_training_is_told_that_there_is_nothing_to_train_on(
+    tmp_path, place, monkeypatch
+):
+    def without_sources(*asked):
+        protocol, entry = load_protocol(*asked)
+        return protocol.model_copy(update={"setting": "support_only"}), entry
+
+    monkeypatch.setattr(medbench.plan, "load_protocol", without_sources)
+    suite = load_suite_of(tmp_path, "synthetic-segmentation", ["panet"])
     found = registry()
-    spec = found.get("algorithms", "masked-prototypes").spec
-    entry = found.get("algorithms", "masked-prototypes")
-    trains = dataclasses.replace(spec.traits, meta_trains=True)
-    fake = dataclasses.replace(entry, spec=dataclasses.replace(spec, traits=trains))
-    watched = SimpleNamespace(
-        get=lambda kind, name: fake if kind == "algorithms" else found.get(kind, name)
-    )
     with pytest.raises(ProtocolError, match="nothing is left to train on"):
-        build_plan(suite, watched, place)
+        build_plan(suite, found, place)
 
 
 def load_suite_of(tmp_path, protocols, algorithms):
@@ -353,7 +352,8 @@ def test_synthetic_masks_and_boxes_are_those_of_the_painted_objects(place, domai
 
 
 def test_a_run_of_masks_is_recorded_audited_and_ranked_by_dice(tmp_path, capsys):
-    load_suite_of(tmp_path, "synthetic-segmentation", ["masked-prototypes", "protonet"])
+    trained = {"name": "panet", "budget": {"episodes": 3}}
+    load_suite_of(tmp_path, "synthetic-segmentation", ["masked-prototypes", "protonet", trained])
     out = tmp_path / "out"
 
     def medbench(*arguments):
@@ -376,6 +376,13 @@ def test_a_run_of_masks_is_recorded_audited_and_ranked_by_dice(tmp_path, capsys)
     assert "groups" not in good
     assert not list((out / "records").glob("*.groups.parquet"))
     assert medbench("leaderboard", out, "--interval", "groups")[0] == 2
+    learned = states["panet"]
+    assert learned["status"] == "ok"
+    assert learned["training"]["images_seen"] == 3 * 10
+    told = json.loads(next((out / "trainings").glob("*/training.json")).read_text())
+    assert told["val_metric"] == "dice"
+    assert 0 < told["val_accuracy"] < 1
+    assert told["sources"] == ["synthetic:fundus", "synthetic:ct", "synthetic:xray"]
     code, shown = medbench("leaderboard", out)
     assert code == 0
     assert "Dice [95 %]" in shown

@@ -37,7 +37,7 @@ class MaskedPrototypes(Algorithm):
         middle = centre_of(support.inputs) if self.centre else None
         maps = support.inputs if middle is None else support.inputs - middle
         prototypes = class_prototypes(maps, support.masks)
-        return _Nearest(prototypes, self.alpha, support.size, middle)
+        return NearestPrototype(prototypes, self.alpha, support.size, middle)
 
 
 def centre_of(maps: Tensor) -> Tensor:
@@ -61,14 +61,28 @@ def class_prototypes(maps: Tensor, masks: Tensor) -> Tensor:
     return means
 
 
+def class_scores(maps: Tensor, prototypes: Tensor, alpha: float, size: tuple[int, int]) -> Tensor:
+    """Exponents ``alpha cos(f, p)`` of equation 3, ``(..., n, n_way + 1, H, W)``.
+
+    Of maps ``(..., n, c, h, w)`` and prototypes ``(..., n_way + 1, c)``; enlarged as the authors'
+    code does.
+    """
+    towards = F.normalize(prototypes, dim=-1).unsqueeze(-3)
+    places = F.normalize(maps.flatten(-2), dim=-2)  # (..., n, c, h w)
+    cosines = (towards @ places).reshape(*maps.shape[:-3], -1, *maps.shape[-2:])
+    return enlarged(alpha * cosines, size)
+
+
 @final
-class _Nearest(Predictor):
+class NearestPrototype(Predictor):
+    """Each pixel is of the class whose prototype is nearest, the background being one of them."""
+
     def __init__(
         self,
         prototypes: Tensor,
         alpha: float,
         size: tuple[int, int],
-        middle: Tensor | None,
+        middle: Tensor | None = None,
     ) -> None:
         self.prototypes = prototypes
         self.middle = middle
@@ -80,10 +94,7 @@ class _Nearest(Predictor):
         """Scores of masks ``(..., n_query, n_way, H, W)`` (equations 3 and 4).
 
         The softmax over negative cosine distances, times alpha, is above all others where
-        its exponent is: ``alpha cos(f, p)``, enlarged as the authors' code does.
+        its exponent is: ``alpha cos(f, p)``.
         """
         query = query if self.middle is None else query - self.middle
-        towards = F.normalize(self.prototypes, dim=-1).unsqueeze(-3)
-        places = F.normalize(query.flatten(-2), dim=-2)  # (..., n_query, c, h w)
-        cosines = (towards @ places).reshape(*query.shape[:-3], -1, *query.shape[-2:])
-        return against_the_best_other(enlarged(self.alpha * cosines, self.size))
+        return against_the_best_other(class_scores(query, self.prototypes, self.alpha, self.size))

@@ -12,9 +12,11 @@ from torch import Tensor
 @functools.lru_cache(maxsize=16)
 def enlarging(n_small: int, n_large: int) -> Tensor:
     """The matrix ``(n_large, n_small)`` of bilinear interpolation along one axis."""
-    eye = torch.eye(n_small).unsqueeze(1)  # one signal for each unit impulse
-    found = F.interpolate(eye, size=n_large, mode="linear", align_corners=False)
-    return found.squeeze(1).mT.contiguous()
+    # It is kept: one made in inference mode could not be part of a training.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        eye = torch.eye(n_small).unsqueeze(1)  # one signal for each unit impulse
+        found = F.interpolate(eye, size=n_large, mode="linear", align_corners=False)
+        return found.squeeze(1).mT.contiguous()
 
 
 def place_weights(masks: Tensor, h: int, w: int) -> Tensor:

@@ -19,11 +19,11 @@ class UNet(nn.Module):
 
     def __init__(self, channels: int, n_out: int, width: int) -> None:
         super().__init__()
-        self.first = _pair(channels, width)
-        self.second = _pair(width, 2 * width)
-        self.bottom = _pair(2 * width, 4 * width)
-        self.up_second = _pair(6 * width, 2 * width)
-        self.up_first = _pair(3 * width, width)
+        self.first = double_conv(channels, width)
+        self.second = double_conv(width, 2 * width)
+        self.bottom = double_conv(2 * width, 4 * width)
+        self.up_second = double_conv(6 * width, 2 * width)
+        self.up_first = double_conv(3 * width, width)
         self.last = nn.Conv2d(width, n_out, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -37,7 +37,8 @@ class UNet(nn.Module):
         return found
 
 
-def _pair(n_in: int, n_out: int) -> nn.Sequential:
+def double_conv(n_in: int, n_out: int) -> nn.Sequential:
+    """Two 3x3 convolutions, each normalised over the image and rectified."""
     layers: list[nn.Module] = []
     for n in (n_in, n_out):
         layers += [nn.Conv2d(n, n_out, 3, padding=1), nn.GroupNorm(1, n_out), nn.ReLU()]
@@ -77,7 +78,7 @@ class ScratchUNet(Algorithm):
                     group["lr"] = self.lr * (1.0 - step / self.steps)
                 x, y = self._batch(images, truth, draws)
                 optimiser.zero_grad()
-                loss = _loss(network(x), y)
+                loss = mask_loss(network(x), y)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
         return _Segments(network.eval())
@@ -104,7 +105,11 @@ def _fresh(channels: int, n_out: int, width: int, draws: Generator) -> UNet:
     return network
 
 
-def _loss(scores: Tensor, truth: Tensor) -> Tensor:
+def mask_loss(scores: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of each class's mask plus one minus its soft Dice (Isensee et al. 2021).
+
+    Scores and masks (0 or 1) ``(b, n_way, H, W)``; Dice is that of all images of a class together.
+    """
     p = scores.sigmoid()
     shared = (p * truth).sum(dim=(0, 2, 3))
     dice = (2 * shared + 1.0) / (p.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3)) + 1.0)

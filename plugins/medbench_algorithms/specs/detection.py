@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 from medbench.api import AlgorithmSpec, Citation, Traits
-from medbench_algorithms.specs.shared import LICENCE, count, number, positive, share, switch
+from medbench_algorithms.specs.shared import (
+    LICENCE,
+    count,
+    number,
+    positive,
+    share,
+    switch,
+    training_shape,
+)
 
 _NMS: Final = (
     share("nms_iou", 0.3, "overlap beyond which only the better of two boxes is kept"),
@@ -59,4 +67,68 @@ PROTOTYPE_BOXES: Final = AlgorithmSpec(
     ),
 )
 
-SPECS: Final = (TEMPLATE_MATCHING, PROTOTYPE_BOXES)
+_OF_POINTS: Final = (
+    share("nms_iou", 0.5, "overlap beyond which only the better of two boxes is kept"),
+    count("most", 50, "boxes kept of each class in an image"),
+)
+
+SCRATCH_FCOS: Final = AlgorithmSpec(
+    name="fcos-scratch",
+    version="1",
+    factory="medbench_algorithms.dense.fcos:ScratchFCOS",
+    summary="A small anchor-free detector trained on the support set alone; uses no backbone",
+    family="detection",
+    traits=Traits(works_on="images", adapts="all weights", task_kinds=("detection",)),
+    citation=Citation(
+        title="FCOS: Fully Convolutional One-Stage Object Detection",
+        authors="Zhi Tian, Chunhua Shen, Hao Chen, Tong He",
+        venue="ICCV",
+        year=2019,
+        url="https://arxiv.org/abs/1904.01355",
+    ),
+    licence=LICENCE,
+    parameters=(
+        count("steps", 150, "training steps"),
+        positive("lr", 0.01, "Adam's learning rate at the start; it falls to zero linearly"),
+        count("width", 8, "channels at half size; twice and four times as many below"),
+        count("batch_size", 8, "support images a step"),
+        *_OF_POINTS,
+    ),
+)
+
+FOMAML_FCOS: Final = AlgorithmSpec(
+    name="fomaml-fcos",
+    version="1",
+    factory="medbench_algorithms.dense.meta_fcos:MetaFCOS",
+    summary="The same detector from a start that is meta-trained, first order",
+    family="detection",
+    traits=Traits(
+        works_on="images",
+        adapts="all weights",
+        meta_trains=True,
+        parallel=True,
+        task_kinds=("detection",),
+    ),
+    citation=Citation(
+        title="Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
+        authors="Chelsea Finn, Pieter Abbeel, Sergey Levine",
+        venue="ICML",
+        year=2017,
+        url="https://arxiv.org/abs/1703.03400",
+    ),
+    licence=LICENCE,
+    parameters=(
+        positive("inner_lr", 0.01, "learning rate of the inner loop", stage="both"),
+        count("inner_steps", 5, "inner steps in training", stage="train"),
+        count("inner_steps_test", 10, "inner steps in the test"),
+        count(
+            "width", 8, "channels at half size; twice and four times as many below", stage="both"
+        ),
+        positive("meta_lr", 1e-3, "Adam's learning rate", stage="train"),
+        count("meta_batch", 4, "tasks of a training step", stage="train"),
+        *_OF_POINTS,
+        *training_shape(1),
+    ),
+)
+
+SPECS: Final = (TEMPLATE_MATCHING, PROTOTYPE_BOXES, SCRATCH_FCOS, FOMAML_FCOS)

@@ -64,10 +64,10 @@ def _of_training_task(name: str, text: str, least: int) -> Parameter:
     )
 
 
-def training_shape() -> tuple[Parameter, ...]:
+def training_shape(least_way: int = 2) -> tuple[Parameter, ...]:
     """The shape of training tasks; the core reads these three names to draw the source's tasks."""
     return (
-        _of_training_task("train_way", "classes", 2),
+        _of_training_task("train_way", "classes", least_way),
         _of_training_task("train_shot", "support images a class", 1),
         _of_training_task("train_query", "query images a class", 1),
     )

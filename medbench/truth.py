@@ -1,4 +1,4 @@
-"""True masks of a dataset: read once, and in the size that methods see."""
+"""True masks and boxes of a dataset: read once, and in the size that methods see."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medbench.api import ContractError, Dataset
+from medbench.api import Boxes, ContractError, Dataset
 from medbench.embed import STORE_LIMIT_BYTES
 from medbench.episodes import Ints
 from medbench.errors import DataError
@@ -73,6 +73,58 @@ class MaskStore:
                 "was promised."
             )
         return masks
+
+
+class BoxStore:
+    """Boxes of a dataset, each image's read once."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Nothing is read yet."""
+        self._dataset = dataset
+        self._known: dict[int, Boxes] = {}
+
+    def among(self, rows: Ints, classes: Ints) -> list[Boxes]:
+        """The boxes of some classes in each image, labelled by the class's place in `classes`.
+
+        In pixels of the dataset's images. Raises `ContractError` for boxes of another shape,
+        `DataError` when they cannot be read.
+        """
+        missing = [r for r in dict.fromkeys(rows.tolist()) if r not in self._known]
+        if missing:
+            self._known |= zip(missing, self._read(np.array(missing)), strict=True)
+        found = []
+        for row in rows.tolist():
+            boxes = self._known[row]
+            own = boxes.labels[:, None] == classes
+            kept = own.any(axis=1)
+            found.append(
+                Boxes(
+                    np.array(boxes.xyxy[kept], np.float64),
+                    own[kept].argmax(axis=1).astype(np.int64),
+                    boxes.ignored[kept].copy(),
+                )
+            )
+        return found
+
+    def _read(self, rows: Ints) -> list[Boxes]:
+        name = self._dataset.info.name
+        try:
+            boxes = self._dataset.read_boxes(rows)
+        except OSError as error:
+            raise DataError(f"dataset {name}: its boxes cannot be read: {error}.") from error
+        if len(boxes) != len(rows) or any(b.xyxy.shape != (len(b.labels), 4) for b in boxes):
+            raise ContractError(
+                f"dataset {name}: read_boxes returned boxes of {len(boxes)} images for "
+                f"{len(rows)}, or boxes that are not (k, 4)."
+            )
+        return boxes
+
+
+def at_size(boxes: list[Boxes], dataset: Dataset, size: tuple[int, int]) -> tuple[Boxes, ...]:
+    """Boxes in pixels of the dataset's images, in those of images of another size."""
+    height, width = dataset.info.image_shape[:2]
+    scale = np.array([size[1] / width, size[0] / height] * 2)
+    return tuple(Boxes(b.xyxy * scale, b.labels, b.ignored) for b in boxes)
 
 
 def shrunk(masks: Masks, size: tuple[int, int]) -> Tensor:
