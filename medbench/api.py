@@ -150,6 +150,8 @@ class Traits:
     and predict accept leading ``...`` dimensions; otherwise episodes are looped. ``meta_trains``:
     it learns from source tasks before any test episode. ``parallel``: its meta-training shares the
     tasks of a step between processes (see `TrainingRun.share`); otherwise one process trains.
+    ``sources_optional``: from a parameter's name to the values with which it does without learned
+    tensors, where a protocol has nothing to meta-train on.
     ``adapts``: what adaptation changes, in words (``nothing``, ``linear head``, ``all weights``).
     """
 
@@ -160,6 +162,7 @@ class Traits:
     batched: bool = False
     meta_trains: bool = False
     parallel: bool = False
+    sources_optional: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     task_kinds: tuple[TaskKind, ...] = ("classification",)
 
     def is_transductive(self, params: Mapping[str, object]) -> bool:
@@ -167,6 +170,10 @@ class Traits:
         if isinstance(self.transductive, bool):
             return self.transductive
         return any(params.get(name) in values for name, values in self.transductive.items())
+
+    def does_without_sources(self, params: Mapping[str, object]) -> bool:
+        """Whether, under these resolved parameters, it can be tested without meta-training."""
+        return any(params.get(name) in values for name, values in self.sources_optional.items())
 
 
 @dataclass(frozen=True)
@@ -247,6 +254,12 @@ class BackboneSpec:
     ``argument=`` as well. ``image_size`` is the protocol's size in pixels, or the user's.
     The factory initialises from torch's global random state, which the caller has seeded.
     ``pretrained_on`` names the data behind ``weights: pretrained``; empty means there are none.
+    ``n_dims`` says whether it takes images (2) or volumes (3).
+
+    A family with ``wraps`` is a wrapper: its argument is another backbone's reference, whose inputs
+    have one of these numbers of dimensions. Its factory gets that network, built with the weights
+    asked for, as ``inner=`` instead of ``argument=`` and ``pretrained=``; parameters that the
+    wrapper does not have are the inner network's. With ``n_dims`` None it takes what that takes.
     """
 
     name: str
@@ -257,6 +270,8 @@ class BackboneSpec:
     licence: str
     parameters: tuple[Parameter, ...] = ()
     takes_argument: str = ""
+    wraps: tuple[Literal[2, 3], ...] = ()
+    n_dims: Literal[2, 3] | None = 2
     pretrained_on: str = ""
     conformance: Conformance = field(default_factory=Conformance)
 
@@ -454,8 +469,9 @@ class Dataset(ABC):
 class InputSpec:
     """What a backbone wants to see: ``(b, channels, size, size)`` float32, normalised.
 
-    ``mean`` and ``std`` have one value a channel, for pixels in 0...1. Images are resized, never
-    cropped: lesions lie at borders too.
+    With ``n_dims`` 3 it wants volumes, ``(b, channels, size, size, size)``. ``mean`` and ``std``
+    have one value a channel, for pixels in 0...1. Images are resized, never cropped: lesions lie at
+    borders too.
     """
 
     size: int
@@ -463,6 +479,12 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    n_dims: Literal[2, 3] = 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, then the edge lengths of one image or volume."""
+        return (self.channels, *(self.size,) * self.n_dims)
 
 
 # --- algorithms ----------------------------------------------------------------------------------
@@ -473,7 +495,7 @@ class Support:
     """The labelled side of an episode, all that adaptation may see.
 
     ``inputs``: features ``(..., n_support, d)``, maps ``(..., n_support, c, h, w)`` or images
-    ``(n_support, C, H, W)``;
+    ``(n_support, C, H, W)``, volumes ``(n_support, C, D, H, W)``;
     ``labels``: ``(..., n_support)`` int64 in ``0 ... n_way - 1``; where images have several labels,
     masks or boxes, ``(..., n_support, n_way)`` int64, 1 where an image shows the class; ``seeds``:
     one integer for each episode of the batch, the only source of randomness, so that a batch of
@@ -551,7 +573,8 @@ class Task:
 class Source(Protocol):
     """The meta-training side of a protocol; every draw is a pure function of its arguments.
 
-    Images come as float32 ``(b, C, H, W)`` on the training device, in the backbone's normalisation.
+    Images come as float32 ``(b, C, H, W)`` (volumes ``(b, C, D, H, W)``) on the training device, in
+    the backbone's normalisation.
     """
 
     n_classes: int

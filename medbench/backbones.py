@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from medbench.api import Backbone, derive_seed
 from medbench.config import BackboneRef
 from medbench.embed import Folded, weights_digest
 from medbench.errors import ContractError, DataError, MedbenchError, PluginError
-from medbench.plugins import Registry, load_factory, resolve_params
+from medbench.nesting import Layer, layers
+from medbench.plugins import Registry, load_factory
 from medbench.weights import check_weights, weights_path
 
 # How far features of the faster copy may be from the network's, relative to the largest of them.
@@ -33,41 +35,63 @@ def build_backbone(
 ) -> Backbone:
     """The network of `ref` in eval mode, on the CPU.
 
-    Random weights come from `seed` and the backbone's name alone. Raises `UsageError`, `DataError`
-    for an unusable weights file, `PluginError` when the factory fails.
+    Random weights come from `seed` and the backbone's name alone. What a wrapper wraps is built
+    first and has the weights asked for. Raises `UsageError`, `DataError` for an unusable weights
+    file, `PluginError` when the factory fails.
     """
-    entry = registry.get("backbones", ref.name)
-    params = resolve_params(entry, ref.params)
-    check_weights(entry, ref)
-    if entry.spec.takes_argument:
-        params["argument"] = ref.name.partition(":")[2]
+    found = layers(registry, ref.name, ref.params)
+    *wrappers, innermost = found
+    check_weights(innermost.entry, ref)
+    size = {"image_size": image_size, "channels": channels}
+    given: dict[str, Any] = {"pretrained": ref.weights == "pretrained"}
+    if innermost.entry.spec.takes_argument:
+        given["argument"] = innermost.name.partition(":")[2]
+    backbone = _made(innermost, size | innermost.params | given, seed)
+    if ref.weights not in ("random", "pretrained"):
+        load_weights(backbone, read_weights(Path(ref.weights)), ref.weights)
+        backbone.origin = f"file {Path(ref.weights).name}"
+    for wrapper in reversed(wrappers):
+        backbone = _made(wrapper, size | wrapper.params | {"inner": backbone.eval()}, seed)
+    backbone.reference = json.dumps([[layer.name, layer.params] for layer in found])
+    return _fast_layout(backbone).eval()
+
+
+def _made(layer: Layer, given: Mapping[str, Any], seed: int) -> Backbone:
+    """What a factory makes with weights from `seed`; the global generator stays as it is."""
+    entry = layer.entry
     factory = load_factory(entry)
     state = torch.random.get_rng_state()
-    torch.manual_seed(derive_seed("weights", ref.name, seed))
+    torch.manual_seed(derive_seed("weights", layer.name, seed))
     try:
-        backbone = factory(
-            **{"image_size": image_size, "channels": channels} | params,
-            pretrained=ref.weights == "pretrained",
-        )
+        backbone = factory(**given)
     except MedbenchError:
         raise
     except Exception as error:
         raise PluginError(
-            f"backbone {ref.name!r} of {entry.origin()} failed to build: "
+            f"backbone {layer.name!r} of {entry.origin()} failed to build: "
             f"{type(error).__name__}: {error}"
         ) from error
     finally:
         torch.random.set_rng_state(state)
     if not isinstance(backbone, Backbone):
         raise ContractError(
-            f"backbone {ref.name!r} of {entry.origin()}: the factory returned "
+            f"backbone {layer.name!r} of {entry.origin()}: the factory returned "
             f"{type(backbone).__name__}, and a medbench.api.Backbone is needed."
         )
-    if ref.weights not in ("random", "pretrained"):
-        load_weights(backbone, read_weights(Path(ref.weights)), ref.weights)
-        backbone.origin = f"file {Path(ref.weights).name}"
-    # Convolutions run up to twice as fast in this layout, on CPUs and tensor cores alike.
-    return backbone.to(memory_format=torch.channels_last).eval()
+    if backbone.input.n_dims != layer.n_dims:
+        raise ContractError(
+            f"backbone {layer.name!r} of {entry.origin()}: its spec says n_dims {layer.n_dims}, "
+            f"and the input of what its factory returned {backbone.input.n_dims}."
+        )
+    return backbone
+
+
+def _fast_layout(network: Backbone) -> Backbone:
+    # Convolutions of images run up to twice as fast in this layout, on CPUs and tensor cores alike;
+    # weights of volumes have five dimensions, and no such layout.
+    if all(tensor.ndim < 5 for tensor in network.state_dict().values()):
+        network.to(memory_format=torch.channels_last)
+    return network
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -146,7 +170,8 @@ def inference_copy(backbone: Backbone) -> Backbone:
         # has maps to compare.
         try:
             network = copy.deepcopy(backbone).requires_grad_(False)
-            n_folded = _fold(network)
+            n_folded = _fold(_innermost(network))
+            _fast_layout(network)
             if not n_folded or not _alike(backbone, network):
                 return backbone
         except Exception:
@@ -166,8 +191,13 @@ def _fold(network: nn.Module) -> int:
         )
         network.set_submodule(convolution, fused)
         network.set_submodule(norm, nn.Identity())
-    network.to(memory_format=torch.channels_last)
     return len(pairs)
+
+
+def _innermost(network: Backbone) -> Backbone:
+    # A wrapper may do what cannot be traced, as counting slices; what it wraps is a whole network.
+    inner = getattr(network, "inner", None)
+    return _innermost(inner) if isinstance(inner, Backbone) else network
 
 
 def _foldable(network: nn.Module) -> Iterator[tuple[str, str]]:
@@ -197,10 +227,12 @@ def _alike(backbone: Backbone, network: Backbone) -> bool:
     """Whether both give the same features and maps for a probe of made-up images."""
     wants = backbone.input
     at = next(backbone.parameters())
-    shape = (_PROBE_IMAGES, wants.channels, wants.size, wants.size)
+    shape = (_PROBE_IMAGES, *wants.shape)
     pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (wants.mean, wants.std))
-    images = ((pixels - mean) / std).to(at.device, memory_format=torch.channels_last)
+    wide = (1, -1, *(1,) * wants.n_dims)
+    mean, std = (torch.tensor(v).view(wide) for v in (wants.mean, wants.std))
+    layout = torch.channels_last if wants.n_dims == 2 else torch.contiguous_format
+    images = ((pixels - mean) / std).to(at.device, memory_format=layout)
     with torch.inference_mode():
         return _near(backbone(images), network(images)) and _near(
             backbone.feature_map(images), network.feature_map(images)

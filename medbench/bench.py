@@ -13,9 +13,10 @@ import torch
 from medbench.api import Backbone, Place
 from medbench.backbones import build_backbone
 from medbench.config import AlgorithmRef, BackboneRef
-from medbench.errors import ContractError, MedbenchError
+from medbench.errors import ContractError, MedbenchError, Unavailable
 from medbench.jobs import Job
 from medbench.measure import pick_device
+from medbench.nesting import mismatch
 from medbench.plugins import Entry, Registry, load_factory, registry, resolve_params
 from medbench.protocols import load_protocol
 from medbench.tasks import Target, alone, resolve
@@ -34,6 +35,14 @@ class Bench:
     params: dict[str, Any]
     device: torch.device
     seed: int
+
+    @property
+    def input_dims(self) -> int:
+        """How many dimensions one image has, as the algorithm sees it."""
+        works_on = self.entry.spec.traits.works_on
+        if works_on == "images":
+            return 1 + self.backbone.input.n_dims
+        return 3 if works_on == "maps" else 1
 
 
 def build_bench(job: Job, place: Place, rank: int = 0) -> Bench:
@@ -55,6 +64,9 @@ def build_bench(job: Job, place: Place, rank: int = 0) -> Bench:
         target = next(t for t in resolved.targets if t.dataset_id == name)
     backbone_ref = BackboneRef(**request["backbone"])
     algorithm_ref = AlgorithmRef(**request["algorithm"])
+    unseen = mismatch(found, backbone_ref.name, backbone_ref.params, protocol.n_dims)
+    if unseen:
+        raise Unavailable(unseen)
     device = device_of(pick_device(request["device"]), rank)
     backbone = build_backbone(
         found,

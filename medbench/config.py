@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, m
 from medbench.bundled import bundled_suites
 from medbench.errors import ConfigError, UsageError, did_you_mean
 from medbench.model import Model
+from medbench.nesting import layers
 from medbench.plugins import Registry, resolve_params
 from medbench.protocols import PositiveInt, Scalar, _as_reference
 from medbench.yamlfile import Document
@@ -165,7 +166,10 @@ def _check_names(document: Document, suite: Suite, registry: Registry) -> None:
             entry = registry.get(kind, name)
             if params is not None:
                 path = (*path, "params")
-                resolve_params(entry, params)
+                if kind == "backbones":
+                    layers(registry, name, params)
+                else:
+                    resolve_params(entry, params)
         except UsageError as error:
             problems.append(f"{document.where(path)}: {error}")
 

@@ -30,37 +30,66 @@ from medbench.quiet import NOBODY, Quiet
 # Rows embedded per forward pass. Fixed, and never a function of the machine: the rounding of a
 # matrix product can depend on the batch, and features must not depend on the number of workers.
 BATCH = 128
+VOLUME_BATCH = 16
 STORE_LIMIT_BYTES = 1 << 30
 View = Literal["features", "maps"]
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
 def to_input(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) -> Tensor:
-    """Images ``(b, H, W, C)`` uint8 as a network wants them: ``(b, C', size, size)`` float32."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
-    resized = pixels.shape[-2:] != (spec.size, spec.size)
+    """Images ``(b, H, W, C)`` uint8 as a network wants them: ``(b, C', size, size)`` float32.
+
+    Volumes ``(b, D, H, W, C)`` become ``(b, C', size, size, size)``. Raises `ContractError` for
+    images with a network for volumes, or the other way round.
+    """
+    if images.ndim != 2 + spec.n_dims:
+        raise ContractError(
+            f"images {images.shape} were given to a network whose input has {spec.n_dims} "
+            "dimensions besides batch and channels."
+        )
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).movedim(-1, 1)
+    resized = pixels.shape[2:] != spec.shape[1:]
     # Resizing takes half the time where each channel lies in one piece.
     layout = torch.contiguous_format if resized else torch.preserve_format
     x = pixels.to(torch.float32, memory_format=layout).div_(255.0)
+    wide = (1, -1, *(1,) * spec.n_dims)
     if spec.channels == 1 and x.shape[1] == 3:
-        weights = torch.tensor(_LUMINANCE, device=device).view(1, 3, 1, 1)
+        weights = torch.tensor(_LUMINANCE, device=device).view(wide)
         x = (x * weights).sum(dim=1, keepdim=True)
     if resized:
-        # Antialiased, as PIL does it: without, shrinking skips pixels.
-        smooth = spec.interpolation != "nearest"
-        x = F.interpolate(
-            x,
-            size=(spec.size, spec.size),
-            mode=spec.interpolation,
-            antialias=smooth,
-            align_corners=False if smooth else None,
-        )
-        x = x.clamp_(0.0, 1.0)  # bicubic overshoots
+        x = resize(x, spec).clamp_(0.0, 1.0)  # bicubic overshoots
     if spec.channels == 3 and x.shape[1] == 1:
-        x = x.expand(-1, 3, -1, -1)
-    mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
-    std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
-    return (x - mean).div_(std).contiguous(memory_format=torch.channels_last)
+        x = x.expand(-1, 3, *x.shape[2:])
+    mean = torch.tensor(spec.mean, device=device).view(wide)
+    std = torch.tensor(spec.std, device=device).view(wide)
+    # There is no such layout of volumes that weights of images could share.
+    layout = torch.channels_last if spec.n_dims == 2 else torch.contiguous_format
+    return (x - mean).div_(std).contiguous(memory_format=layout)
+
+
+def resize(x: Tensor, spec: InputSpec) -> Tensor:
+    """Images ``(b, C, H, W)`` or volumes ``(b, C, D, H, W)`` at the size that `spec` says.
+
+    Antialiased, as PIL does it: without, shrinking skips pixels. Interpolation is separable, and
+    torch antialiases in two dimensions only, so volumes are resized slice by slice, then in depth.
+    """
+    if x.ndim == 4:
+        return _resized(x, (spec.size, spec.size), spec)
+    b, c, d, h, w = x.shape
+    slices = _resized(x.reshape(b, c * d, h, w), (spec.size, spec.size), spec)
+    columns = slices.reshape(b, c, d, spec.size**2)
+    return _resized(columns, (spec.size, spec.size**2), spec).reshape(b, c, *spec.shape[1:])
+
+
+def _resized(x: Tensor, size: tuple[int, int], spec: InputSpec) -> Tensor:
+    smooth = spec.interpolation != "nearest"
+    return F.interpolate(
+        x,
+        size=size,
+        mode=spec.interpolation,
+        antialias=smooth,
+        align_corners=False if smooth else None,
+    )
 
 
 class ImageStore:
@@ -126,11 +155,8 @@ class Folded(Backbone):
         self.network = network
         self.original = original
         self.n_folded = n_folded
-        self.n_features, self.input, self.origin = (
-            network.n_features,
-            network.input,
-            network.origin,
-        )
+        self.n_features, self.input = network.n_features, network.input
+        self.origin, self.reference = network.origin, network.reference
 
     def feature_map(self, images: Tensor) -> Tensor:
         """As the network's."""
@@ -158,7 +184,7 @@ def weights_digest(backbone: Backbone) -> str:
 
 
 def forward(backbone: Backbone, images: Tensor, view: View) -> Tensor:
-    """What an algorithm sees of `images` ``(b, C, H, W)`` through a backbone.
+    """What an algorithm sees of images ``(b, C, H, W)``, or volumes, through a backbone.
 
     ``features``: ``(b, n_features)``; ``maps``: ``(b, c, h, w)``, the features of each place.
     Raises `ContractError` for another shape than promised.
@@ -181,10 +207,15 @@ def forward(backbone: Backbone, images: Tensor, view: View) -> Tensor:
     return features
 
 
+def batch_size(spec: InputSpec) -> int:
+    """Rows embedded per forward pass: fewer of volumes, which are so much larger."""
+    return BATCH if spec.n_dims == 2 else VOLUME_BATCH
+
+
 def embed(
     backbone: Backbone, store: ImageStore, rows: Ints, device: torch.device, view: View = "features"
 ) -> Tensor:
-    """Features ``(len(rows), d)`` float32 on the CPU, in eval mode, in batches of `BATCH`.
+    """Features ``(len(rows), d)`` float32 on the CPU, in eval mode, in batches of a fixed size.
 
     With the view ``maps`` they are ``(len(rows), c, h, w)``. Raises `NonFinite` naming the image,
     `ContractError` for features of a wrong shape.
@@ -198,7 +229,8 @@ def _batches(
 ) -> Iterator[Tensor]:
     """The features of `rows`, batch after batch; memory holds two batches of images."""
     backbone.eval()
-    pieces = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    size = batch_size(backbone.input)
+    pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
     # Decoding and the network's kernels both leave Python's lock to others.
     with ThreadPoolExecutor(1, "medbench-read") as reader:
         coming = [reader.submit(store.read, piece, keep=False) for piece in pieces[:1]]
@@ -282,13 +314,15 @@ def _ingredients(
         "dataset": dataset.digest,
         "weights": backbone.original if folded else weights_digest(backbone),
         "network": type(backbone.network if folded else backbone).__qualname__,
+        # Equal weights may belong to unequal networks: parameters say where to pool, say.
+        "reference": backbone.reference,
         "form": form_of(backbone),
         "input": [str(v) for v in vars(backbone.input).values()],
         "view": view,
         "precision": "float32",
         "device": device.type,
         "torch": torch.__version__,
-        "batch": BATCH,
+        "batch": batch_size(backbone.input),
     }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from medbench.config import AlgorithmRef, BackboneRef
 from medbench.episodes import digest as episodes_digest
 from medbench.files import bytes_digest, canonical
+from medbench.nesting import Layer, layers, mismatch
 from medbench.opened import Opened
 from medbench.plugins import Entry, Registry, resolve_params
 from medbench.pools import SourceSet
@@ -106,19 +107,31 @@ class Ingredients:
         """The backbone of a cell or training, with its weights before either."""
 
         def make() -> dict[str, Any]:
-            entry = self._registry.get("backbones", ref.name)
-            return {
-                "name": ref.name,
-                "version": entry.spec.version,
-                "plugin": _plugin(entry, entry.spec.factory),
-                "params": resolve_params(entry, ref.params),
+            outermost, *inner = layers(self._registry, ref.name, ref.params)
+            innermost = inner[-1] if inner else outermost
+            found = _network(outermost) | {
                 "image_size": self._protocol.image_size,
                 "channels": self._protocol.channels,
-                "weights": weights_ingredient(entry, ref, seed),
+                "weights": weights_ingredient(innermost.entry, ref, seed),
             }
+            # Only where they say something, so that keys of older records stay what they are.
+            if inner:
+                found["wraps"] = [_network(layer) for layer in inner]
+            if self._protocol.n_dims != 2:
+                found["n_dims"] = self._protocol.n_dims
+            return found
 
         # A file of weights is the same, and read once, for every seed.
         return self._once(("backbone", id(ref), seed if ref.weights == "random" else None), make)
+
+    def sees(self, ref: BackboneRef) -> bool:
+        """Whether a backbone takes the protocol's images, or volumes."""
+        wanted = self._protocol.n_dims
+
+        def make() -> bool:
+            return mismatch(self._registry, ref.name, ref.params, wanted) is None
+
+        return bool(self._once(("sees", id(ref)), make).value)
 
     def sources(self, target: Target) -> Part:
         """What may be meta-trained on for a target."""
@@ -177,6 +190,15 @@ def adapt_params(entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in params.items() if not (apart and stages[k] == "train")}
 
 
+def _network(layer: Layer) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "version": layer.entry.spec.version,
+        "plugin": _plugin(layer.entry, layer.entry.spec.factory),
+        "params": layer.params,
+    }
+
+
 def _plugin(entry: Entry, factory: str) -> dict[str, str]:
     return {
         "distribution": entry.plugin.distribution,
@@ -193,4 +215,6 @@ def _traits(entry: Entry) -> dict[str, Any]:
     )
     # How many processes may share a training is no part of what is learned.
     del found["parallel"]
+    # Whether a cell goes without training stands in its key already.
+    del found["sources_optional"]
     return found

@@ -23,7 +23,8 @@ class BinaryRelevance(Algorithm):
     def __init__(self, algorithm: Algorithm, *, batched: bool, image_dims: int) -> None:
         """`batched` algorithms get labels as one more dimension of a batch; others one by one.
 
-        `image_dims` is how many dimensions one input has: 1 for features, 3 for maps and images.
+        `image_dims` is how many dimensions one input has: 1 for features, 3 for maps and
+        images, 4 for volumes.
         """
         self.algorithm = algorithm
         self.batched = batched

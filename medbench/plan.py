@@ -145,13 +145,21 @@ class _Combination:
 
     def _trains(self) -> bool:
         traits, target = self._spec.traits, self.target
-        # The cell of an algorithm that cannot do such tasks says so; it needs no training for that.
+        # The cell of an algorithm that cannot do such tasks, or of a network that cannot see such
+        # images, says so; it needs no training for that.
         if not traits.meta_trains or target.protocol.task_kind not in traits.task_kinds:
             return False
+        if not self.rules.ingredients.sees(self.backbone):
+            return False
         if not target.sources:
+            params = self.rules.ingredients.algorithm(self.algorithm).value["params"]
+            if traits.does_without_sources(params):
+                return False
+            ways = [f"{k}: {v}" for k, values in traits.sources_optional.items() for v in values]
+            advice = f" With params {{{' or '.join(ways)}}} it needs nothing." if ways else ""
             raise ProtocolError(
                 f"protocol {target.protocol.name}, target {target.id}: {self.algorithm.name} "
-                "meta-trains, and nothing is left to train on."
+                f"meta-trains, and nothing is left to train on.{advice}"
             )
         return True
 

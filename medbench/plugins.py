@@ -336,7 +336,7 @@ def _nonsense(hook: str, returned: Any, spec_type: type[Any]) -> str | None:
 
 def _wrong_word(spec: Any) -> str | None:
     """Which field of a spec has none of the words it may have; None when all do."""
-    words: list[tuple[str, Any, tuple[str, ...]]] = []
+    words: list[tuple[str, Any, tuple[Any, ...]]] = []
     for parameter in spec.parameters:
         if not isinstance(parameter, Parameter):
             return f"parameters must be a tuple of Parameter, and it holds {parameter!r}"
@@ -350,9 +350,14 @@ def _wrong_word(spec: Any) -> str | None:
         words += [("trait task_kinds", kind, get_args(TaskKind)) for kind in spec.traits.task_kinds]
     if isinstance(spec, DatasetSpec):
         words.append(("task_kind", spec.task_kind, get_args(TaskKind)))
+    if isinstance(spec, BackboneSpec):
+        if spec.wraps and not spec.takes_argument:
+            return "it wraps backbones, and takes_argument is empty: say 'BACKBONE'"
+        words.append(("n_dims", spec.n_dims, (2, 3, *((None,) if spec.wraps else ()))))
+        words += [("wraps", n, (2, 3)) for n in spec.wraps]
     for what, value, valid in words:
         if value not in valid:
-            return f"{what} is {value!r}, and one of {', '.join(valid)} is needed"
+            return f"{what} is {value!r}, and one of {', '.join(map(str, valid))} is needed"
     return None
 
 

@@ -76,6 +76,8 @@ class Protocol(Model):
     targets: tuple[StrictStr, ...] | None = None
     class_split: StrictStr | Fractions | None = None
     image_size: PositiveInt = 28
+    n_dims: Literal[2, 3] = 2
+    """2 for images, 3 for volumes, of which `image_size` is every edge."""
     channels: Literal[1, 3] = 3
     way: PositiveInt | Literal["all"] = "all"
     shots: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
@@ -84,6 +86,8 @@ class Protocol(Model):
     cost_episodes: PositiveInt = 20
     validation_episodes: PositiveInt = 50
     train: TrainShape = TrainShape()
+    without_sources: StrictBool = False
+    """With `cross_domain`: a target of which no source is here is tested all the same."""
     sites_apart: StrictBool = False
     """With `support_only`: every site is a target of its own, for support and query."""
     tolerance: Annotated[float, Field(ge=0)] = 1.0
@@ -104,6 +108,13 @@ class Protocol(Model):
             raise ValueError(f"class_split is for within_dataset, and setting is {self.setting}.")
         if self.setting == "cross_domain" and len(self.datasets) < 2:
             raise ValueError("setting cross_domain needs at least two datasets.")
+        if self.without_sources and self.setting != "cross_domain":
+            raise ValueError(f"without_sources is for cross_domain, and setting is {self.setting}.")
+        if self.n_dims == 3 and self.task_kind in TARGETED:
+            raise ValueError(
+                f"task_kind {self.task_kind} is for images so far (n_dims: 2); read volumes slice "
+                "by slice."
+            )
         if self.task_kind == "multilabel" and self.setting != "cross_domain":
             raise ValueError(
                 "task_kind multilabel needs setting cross_domain: the multilabel datasets are "

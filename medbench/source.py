@@ -133,9 +133,7 @@ class TaskSource:
         """Images and labels over all source classes: uniform in dataset, then class, then image."""
         u = uniforms(f"batch/{self._seed}", step, 3 * size).reshape(3, size)
         which = (u[0] * len(self._sets)).astype(np.int64)
-        images = torch.empty(
-            size, self._spec.channels, self._spec.size, self._spec.size, device=self._device
-        )
+        images = torch.empty(size, *self._spec.shape, device=self._device)
         labels = torch.empty(size, dtype=torch.int64, device=self._device)
         for s in np.unique(which):
             one, rows = self._sets[s][0], np.flatnonzero(which == s)

@@ -117,7 +117,7 @@ def resolve(
     cannot serve the protocol, `DataError` when they are missing or wrong.
     """
     opened, left_out = _open_all(registry, protocol, place, non_commercial)
-    if protocol.setting == "cross_domain" and len(opened) < 2:
+    if protocol.setting == "cross_domain" and len(opened) < 2 and not protocol.without_sources:
         raise ProtocolError(
             f"protocol {protocol.name}: cross-domain training needs at least two datasets, and "
             f"{len(opened)} is here. Left out: {', '.join(left_out)}."
@@ -225,11 +225,14 @@ def _open_all(
                 f"protocol {protocol.name} is for {protocol.task_kind}, and dataset {ref.name} is "
                 f"{info.task_kind}."
             )
-        if len(info.image_shape) != 3:
+        if len(info.image_shape) != protocol.n_dims + 1:
+            wanted = "flat images (height, width, channels)"
+            if protocol.n_dims == 3:
+                wanted = "volumes (depth, height, width, channels)"
             raise ProtocolError(
                 f"protocol {protocol.name}: the images of {ref.name} are "
-                f"{'x'.join(map(str, info.image_shape))}, and its backbones take flat images "
-                "(height, width, channels)."
+                f"{'x'.join(map(str, info.image_shape))}, and its backbones take {wanted}; n_dims "
+                f"in its file is {protocol.n_dims}."
             )
         opened.append(one)
     if not opened:
@@ -289,7 +292,8 @@ def _cross_domain(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
             if source is not None and d is not held_out and d.dataset.info.domain != domain
         ]
         groups.append((held_out, None, _tested(protocol, held_out, None), kept))
-        _require_source(protocol, groups[-1])
+        if not protocol.without_sources:
+            _require_source(protocol, groups[-1])
     return groups
 
 

@@ -35,6 +35,7 @@ from medbench.jobs import STAGE_BEGAN, WAITING, Folders, Job, Manner, header, no
 from medbench.lanes import Lanes
 from medbench.measure import hardware, versions
 from medbench.multilabel import BinaryRelevance
+from medbench.nesting import layers
 from medbench.plan import adapt_params
 from medbench.quiet import Quiet
 from medbench.records import write_record
@@ -144,8 +145,7 @@ def _run_cell(
     enter("prepare")
     algorithm.prepare(backbone, rest)
     if target.multilabel:
-        dims = 1 if traits.works_on == "features" else 3
-        algorithm = BinaryRelevance(algorithm, batched=traits.batched, image_dims=dims)
+        algorithm = BinaryRelevance(algorithm, batched=traits.batched, image_dims=bench.input_dims)
     lanes = Lanes(
         bench,
         algorithm,
@@ -254,7 +254,8 @@ def _overlap(bench: Bench, job: Job) -> list[str]:
             found.append("meta-trained on other sites of the same dataset")
         elif same:
             found.append(f"meta-trained on the same domain: {', '.join(sorted(same))}")
-    spec = bench.registry.get("backbones", str(job.request["backbone"]["name"])).spec
+    asked = job.request["backbone"]
+    spec = layers(bench.registry, asked["name"], asked["params"])[-1].entry.spec
     if job.request["backbone"]["weights"] == "pretrained":
         words = spec.pretrained_on.lower()
         if domain.lower() in words or target.opened.name.lower() in words:

@@ -35,7 +35,7 @@ class Answers(ABC, Generic[Checked, Joined]):
             np.ascontiguousarray(bench.target.support_labels(block))
         ).to(bench.device)
         # How many of a query's dimensions belong to one image.
-        self._n_dims = 1 if bench.entry.spec.traits.works_on == "features" else 3
+        self._n_dims = bench.input_dims
         self.n_kept = bench.target.protocol.cost_episodes
         """Of so many episodes, the first, the accuracy lane's answers can be compared."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,12 +22,13 @@ from medbench.conformance.common import COMMON
 from medbench.conformance.subject import Subject
 from medbench.embed import to_input, weights_digest
 from medbench.errors import MedbenchError
+from medbench.nesting import layers
 from medbench.plugins import Entry, Plugin, Registry, load_factory
 
 BACKBONES = Shelf("backbones")
 BACKBONES.take(*COMMON)
 _ROUNDING = 1e-4
-_SIZE = 32
+_SIZE, _VOLUME_SIZE = 32, 16
 
 
 @dataclass
@@ -39,10 +41,12 @@ class Built:
     def build(self, channels: int = 1, seed: int = 0) -> Backbone:
         """A new network with random weights, in eval mode."""
         registry = _with(self.subject)
+        ref = BackboneRef(name=self.subject.name, params=dict(self.subject.params))
+        n_dims = layers(registry, ref.name, ref.params)[0].n_dims
         return build_backbone(
             registry,
-            BackboneRef(name=self.subject.name, params=dict(self.subject.params)),
-            image_size=_SIZE,
+            ref,
+            image_size=_SIZE if n_dims == 2 else _VOLUME_SIZE,
             channels=channels,
             seed=seed,
         )
@@ -54,9 +58,11 @@ class Built:
         return copy.deepcopy(self._networks[channels])
 
     def images(self, backbone: Backbone, n: int = 6) -> Tensor:
-        """Images of stripes as `backbone` wants them."""
-        one = material.episode(0, (2, 2, 2), n)
-        return to_input(one.query, backbone.input, torch.device("cpu"))
+        """Images of stripes, or volumes that grow darker in depth, as `backbone` wants them."""
+        images = material.episode(0, (2, 2, 2), n).query
+        if backbone.input.n_dims == 3:
+            images = np.stack([images // (1 + z) for z in range(_VOLUME_SIZE // 4)], axis=1)
+        return to_input(images, backbone.input, torch.device("cpu"))
 
 
 def _with(subject: Subject) -> Registry:
@@ -254,6 +260,8 @@ def _random_state(built: Built) -> None:
 )
 def _pretrained(built: Built) -> None:
     spec, subject = built.subject.spec, built.subject
+    if spec.wraps:
+        raise DoesNotApply("its weights are those of the backbone it wraps")
     if spec.pretrained_on:
         raise DoesNotApply("it has pretrained weights, which may have to be downloaded")
     extra = {"argument": subject.argument} if spec.takes_argument else {}

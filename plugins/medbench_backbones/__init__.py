@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medbench.api import BackboneSpec, Citation, Parameter, hookimpl
+from medbench.api import BackboneSpec, Citation, Conformance, Parameter, hookimpl
 
 __all__ = ["medbench_backbones"]
 
@@ -97,8 +97,100 @@ _TIMM = BackboneSpec(
     pretrained_on="what the model's tag says (mostly ImageNet-1k; see the model's page)",
 )
 
+_CONV4_3D = BackboneSpec(
+    name="conv4-3d",
+    version="1",
+    factory="medbench_backbones.conv4_3d:Conv4Volume",
+    summary="Conv-4 for volumes: four blocks of 64 channels, 3x3x3 kernels",
+    citation=Citation(
+        title="Learning Spatiotemporal Features with 3D Convolutional Networks",
+        authors="Du Tran, Lubomir Bourdev, Rob Fergus, Lorenzo Torresani, Manohar Paluri",
+        venue="ICCV",
+        year=2015,
+        url="https://arxiv.org/abs/1412.0767",
+    ),
+    licence="Apache-2.0",
+    n_dims=3,
+    parameters=(
+        Parameter("width", 64, "channels of every block", "int", minimum=1, stage="both"),
+        Parameter(
+            "pools",
+            4,
+            "how many blocks halve the volume; fewer leave larger feature maps",
+            "int",
+            minimum=1,
+            maximum=4,
+            stage="both",
+        ),
+    ),
+    conformance=Conformance(params={"width": 8}),
+)
+
+_SLICES = BackboneSpec(
+    name="slices",
+    version="1",
+    factory="medbench_backbones.slices:Slices",
+    summary="Volumes through a backbone for images, slice by slice, features pooled over slices",
+    citation=Citation(
+        title="Multi-view Convolutional Neural Networks for 3D Shape Recognition",
+        authors="Hang Su, Subhransu Maji, Evangelos Kalogerakis, Erik Learned-Miller",
+        venue="ICCV",
+        year=2015,
+        url="https://arxiv.org/abs/1505.00880",
+    ),
+    licence="Apache-2.0",
+    takes_argument="BACKBONE",
+    wraps=(2,),
+    n_dims=3,
+    parameters=(
+        Parameter(
+            "axis",
+            0,
+            "which axis is cut into slices: 0 depth, 1 height, 2 width; no matter with planes 3",
+            "int",
+            choices=(0, 1, 2),
+        ),
+        Parameter(
+            "planes",
+            1,
+            "3 cuts along all three axes, whose features then stand side by side",
+            "int",
+            choices=(1, 3),
+        ),
+        Parameter("pooling", "mean", "over slices", "str", choices=("mean", "max")),
+    ),
+)
+
+_INFLATED = BackboneSpec(
+    name="inflated",
+    version="1",
+    factory="medbench_backbones.inflated:Inflated",
+    summary="Volumes through a convolutional backbone for images whose kernels became cubes",
+    citation=Citation(
+        title="Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset",
+        authors="Joao Carreira, Andrew Zisserman",
+        venue="CVPR",
+        year=2017,
+        url="https://arxiv.org/abs/1705.07750",
+    ),
+    licence="Apache-2.0",
+    takes_argument="BACKBONE",
+    wraps=(2,),
+    n_dims=3,
+    parameters=(
+        Parameter(
+            "volume_size",
+            None,
+            "voxels an edge (default: the protocol's image_size)",
+            "int",
+            minimum=1,
+            optional=True,
+        ),
+    ),
+)
+
 
 @hookimpl
 def medbench_backbones() -> list[BackboneSpec]:
     """The backbones this plugin brings."""
-    return [_CONV4, _RESNET12, _TIMM]
+    return [_CONV4, _RESNET12, _TIMM, _CONV4_3D, _SLICES, _INFLATED]

@@ -211,6 +211,8 @@ class TimmBackbone(Backbone):
             if str(getattr(self.model, "output_fmt", "NCHW")).endswith("NHWC"):
                 return found.permute(0, 3, 1, 2)
             return found
+        if isinstance(found, Tensor) and found.ndim == 5:  # inflated
+            return found.flatten(2, 3)
         if isinstance(found, Tensor) and found.ndim == 3:
             patches = found[:, int(getattr(self.model, "num_prefix_tokens", 0)) :]
             grid = getattr(getattr(self.model, "patch_embed", None), "grid_size", None)

@@ -12,6 +12,7 @@ def medbench_datasets() -> list[DatasetSpec]:
 
     return [
         _specs.SYNTHETIC,
+        _specs.VESSELS,
         *_specs.medmnist(),
         *_specs.USER,
         *_target_specs.TARGETS,

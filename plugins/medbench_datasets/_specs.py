@@ -246,3 +246,21 @@ SYNTHETIC = DatasetSpec(
         Parameter("seed", 0, "everything is drawn from it", "int", minimum=0, maximum=2**62),
     ),
 )
+
+VESSELS = DatasetSpec(
+    name="synthetic-vessels",
+    version="1",
+    factory="medbench_datasets.synthetic.vessels:open_vessels",
+    summary="volumes made on the fly from a seed: winding vessels, whose turns no slice shows",
+    modality="simulated",
+    domain="synthetic-vessels",
+    licence="Apache-2.0",
+    citation=SYNTHETIC.citation,
+    n_classes=16,
+    n_dims=3,
+    parameters=(
+        Parameter("size", 16, "edge length in voxels", "int", minimum=12, maximum=128),
+        Parameter("images_per_class", 40, "volumes of each class", "int", minimum=10, maximum=5000),
+        Parameter("seed", 0, "everything is drawn from it", "int", minimum=0, maximum=2**62),
+    ),
+)

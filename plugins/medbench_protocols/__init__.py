@@ -19,6 +19,8 @@ _SUMMARIES = {
     "bccd-detection": "Blood cells and platelets, boxes from a few marked smears",
     "medmnist-cross": "MedMNIST 2-D sets, one held-out dataset at a time",
     "medmnist-findings": "ChestMNIST, 14 findings (multilabel), meta-train on other domains",
+    "synthetic-volumes": "Made-up vessels in volumes, unseen pairs of twist and form; offline",
+    "medmnist3d-cross": "MedMNIST 3-D sets (volumes), one held-out dataset at a time",
     "wbc-sites": "White blood cells, one held-out laboratory at a time",
 }
 

@@ -145,13 +145,14 @@ def test_networks_without_pretrained_weights_say_so(make: type[Any]) -> None:
 
 
 def test_specs_name_the_parameters_that_the_factories_take() -> None:
-    fixed = {"image_size", "channels", "pretrained", "argument"}
+    fixed = {"image_size", "channels", "pretrained", "argument", "inner"}
     for spec in medbench_backbones():
         module, _, name = spec.factory.partition(":")
         signature = inspect.signature(getattr(importlib.import_module(module), name))
         taken = {n: p.default for n, p in signature.parameters.items() if n not in fixed}
         assert {p.name: p.default for p in spec.parameters} == taken
-        assert bool(spec.takes_argument) == ("argument" in signature.parameters)
+        argument = "inner" if spec.wraps else "argument"
+        assert bool(spec.takes_argument) == (argument in signature.parameters)
 
 
 # --- timm ----------------------------------------------------------------------------------------

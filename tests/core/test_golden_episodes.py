@@ -15,9 +15,9 @@ from medbench.protocols import load_protocol
 from medbench.tasks import resolve
 
 OFFLINE = ("synthetic-classes", "synthetic-cross", "synthetic-sites", "synthetic-findings",
-           "synthetic-segmentation", "synthetic-detection")  # fmt: skip
+           "synthetic-segmentation", "synthetic-detection", "synthetic-volumes")  # fmt: skip
 REAL = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "medmnist-cross",
-        "wbc-sites", "nuclei-segmentation", "bccd-detection")  # fmt: skip
+        "wbc-sites", "nuclei-segmentation", "bccd-detection", "medmnist3d-cross")  # fmt: skip
 # Their data are not to be had by every developer, so nobody could notice a change.
 UNSEEN = ("medmnist-findings",)
 
@@ -49,6 +49,11 @@ def test_episodes_of_real_data_are_frozen(name):
 
 
 GOLDEN = {
+    "synthetic-volumes-v1/synthetic-vessels:4w1s": "06d81046e660db89849b0b1ff46a959f",
+    "synthetic-volumes-v1/synthetic-vessels:4w5s": "7f8753e87f2b681038af1e6c844317b4",
+    "medmnist3d-cross-v1/medmnist/adrenal3d:2w1s": "a8f1ebf5a02aec466dd0cc236dfabaf7",
+    "medmnist3d-cross-v1/medmnist/adrenal3d:2w5s": "f1640f0463f31477d36067b2fe0ef9f2",
+    "medmnist3d-cross-v1/medmnist/adrenal3d:2w10s": "6d638b09f9cdfccf54b557c368389e28",
     "synthetic-classes-v1/synthetic:cells:5w1s": "dcc5234974c523f34a180dccc525decf",
     "synthetic-classes-v1/synthetic:cells:5w5s": "a1116b00b9c3c3e1a2e7c892e766e10b",
     "synthetic-cross-v1/synthetic:cells:5w1s": "fa97487484aa309965072173af2a3aba",

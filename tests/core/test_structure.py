@@ -31,7 +31,7 @@ LAYERS = [
     },
     {"quiet"},
     {"episodes", "plugins", "yamlfile", "metrics"},
-    {"scaffold"},
+    {"scaffold", "nesting"},
     {"protocols", "records"},
     {"briefs", "explain"},
     {"shelf"},

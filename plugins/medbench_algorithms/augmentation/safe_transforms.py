@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medbench.api import InputSpec
+from medbench.api import InputSpec, Unavailable
 
 
 @final
@@ -39,7 +39,15 @@ class SafeTransforms:
         return torch.rand(n, 7, generator=generator) * 2 - 1
 
     def apply(self, images: Tensor, drawn: Tensor, spec: InputSpec) -> Tensor:
-        """Changed copies of normalised images ``(n, C, s, s)``, one for each row of `drawn`."""
+        """Changed copies of normalised images ``(n, C, s, s)``, one for each row of `drawn`.
+
+        Raises `Unavailable` for volumes.
+        """
+        if spec.n_dims != 2:
+            raise Unavailable(
+                "Rotations, shifts and zooms are of flat images, and these are volumes; use a "
+                "method that does not change its support images."
+            )
         drawn = drawn.to(images.device, images.dtype)
         moved = F.grid_sample(
             images,

@@ -19,15 +19,14 @@ from medbench_algorithms.common.twice_differentiable import CheapSecondDerivativ
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
 """Mean and (biased) variance of each BatchNorm layer's input, by the layer's name."""
 
-_ONE_TASK = 4  # dimensions of a task's images
-
 
 @final
 @dataclass(frozen=True)
 class FunctionalBody:
     """A backbone as a pure function of its weights and images.
 
-    Images ``(b, C, H, W)`` make features ``(b, d)``. A batch of tasks, images
+    Images ``(b, C, H, W)``, or volumes ``(b, C, D, H, W)``, make features ``(b, d)``. A batch of
+    tasks, images
     ``(n_tasks, b, C, H, W)``, makes ``(n_tasks, b, d)`` in one vectorised pass: any of the weights
     may then have a leading ``n_tasks`` too, and each task is normalised by itself.
 
@@ -36,6 +35,11 @@ class FunctionalBody:
     """
 
     backbone: Backbone
+
+    @property
+    def task_dims(self) -> int:
+        """How many dimensions the images of one task have: more are several tasks."""
+        return 2 + self.backbone.input.n_dims
 
     def parameters(self) -> dict[str, Tensor]:
         """The weights the backbone has now, by name."""
@@ -52,7 +56,7 @@ class FunctionalBody:
     def of_batch(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Features ``(..., b, d)``, normalised by the statistics of each task's images together."""
         # Training mode updates running statistics in place: let it update copies.
-        lead = images.shape[:-4]
+        lead = images.shape[: images.ndim - self.task_dims]
         copies = {
             f"{layer}.{name}": buffer.expand((*lead, *buffer.shape)).clone()
             for layer, norm in self._norms().items()
@@ -113,12 +117,13 @@ class FunctionalBody:
         }
 
     def _call(self, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
-        if images.ndim > _ONE_TASK:
+        if images.ndim > self.task_dims:
             shared = {**self.parameters(), **dict(self.backbone.named_buffers())}
             dims = {k: 0 if v.ndim > shared[k].ndim else None for k, v in tensors.items()}
             with CheapSecondDerivatives():  # its layers are made for vmap too
                 return vmap(self._of_task, (dims, 0))(tensors, images)
-        if images.device.type == "cpu" and self._takes_channels_last:
+        flat = self.backbone.input.n_dims == 2
+        if images.device.type == "cpu" and flat and self._takes_channels_last:
             images = images.to(memory_format=torch.channels_last)
         return self._of_task(tensors, images)
 
@@ -132,7 +137,7 @@ class FunctionalBody:
         # keep the layout of what they get. A network that calls `Tensor.view` may refuse it.
         wanted = self.backbone.input
         like = next(self.backbone.parameters(), torch.empty(0))
-        images = like.new_zeros(2, wanted.channels, wanted.size, wanted.size)
+        images = like.new_zeros(2, *wanted.shape)
         try:
             with torch.no_grad(), torch.random.fork_rng([]), self._norm_mode(training=False):
                 self.backbone(images.to(memory_format=torch.channels_last))

@@ -51,7 +51,7 @@ def map_shape(backbone: Backbone) -> tuple[int, int, int]:
     """Channels, height and width of the backbone's maps, seen on an empty image."""
     spec = backbone.input
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
-    image = torch.zeros(1, spec.channels, spec.size, spec.size, device=device)
+    image = torch.zeros(1, *spec.shape, device=device)
     modes = [(module, module.training) for module in backbone.modules()]
     # In training mode the image would enter the running statistics of BatchNorm layers.
     backbone.eval()

@@ -28,8 +28,6 @@ BatchNorm = Literal["query", "support"]
 HeadKind = Literal["auto", "per_class", "shared"]
 Parts = TypeVar("Parts", bound=nn.Module)
 
-_ONE_TASK = 4  # dimensions of a task's images
-
 
 @final
 @dataclass(frozen=True)
@@ -232,13 +230,13 @@ class GradientBased(Algorithm, ABC, Generic[Parts]):
         caches, so there they take turns however many tasks the inner loop had at once; a sum made
         so can be differentiated once.
         """
-        if task.query.ndim > _ONE_TASK and task.query.device.type == "cpu":
+        if task.query.ndim > body.task_dims and task.query.device.type == "cpu":
             return self._in_turns(body, adapted, task)
         if self.batch_norm == "query":
             features = body.of_batch(adapted.body, task.query)
         else:
             n = task.support.labels.shape[-1]
-            both = torch.cat([task.support.inputs, task.query], -4)
+            both = torch.cat([task.support.inputs, task.query], -body.task_dims)
             features = body.of_first(adapted.body, both, n)[..., n:, :]
         return task_loss(features, adapted, task.query_labels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from medbench.api import AlgorithmSpec, Citation, Traits
@@ -9,6 +10,7 @@ from medbench_algorithms.specs.shared import (
     LICENCE,
     SUPERVISED_TRAINER,
     WITH_FINDINGS,
+    WITHOUT_PRETRAINING,
     choice,
     count,
     number,
@@ -33,7 +35,7 @@ LINEAR_PROBE: Final = AlgorithmSpec(
     trainer=SUPERVISED_TRAINER,
     summary="Logistic regression on frozen features, as scikit-learn would fit it",
     family="fine-tuning",
-    traits=_TRAITS,
+    traits=replace(_TRAITS, sources_optional=WITHOUT_PRETRAINING),
     citation=Citation(
         title="Understanding intermediate layers using linear classifier probes",
         authors="Guillaume Alain, Yoshua Bengio",

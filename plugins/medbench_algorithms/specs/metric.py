@@ -9,6 +9,7 @@ from medbench_algorithms.specs.shared import (
     LICENCE,
     SUPERVISED_TRAINER,
     WITH_FINDINGS,
+    WITHOUT_PRETRAINING,
     choice,
     count,
     episodic_training,
@@ -108,6 +109,7 @@ NEAREST_NEIGHBOUR: Final = AlgorithmSpec(
         adapts="nothing",
         batched=True,
         meta_trains=True,
+        sources_optional=WITHOUT_PRETRAINING,
         task_kinds=WITH_FINDINGS,
     ),
     citation=Citation(
@@ -262,6 +264,7 @@ NEAREST_CENTROID: Final = AlgorithmSpec(
         adapts="nothing",
         batched=True,
         meta_trains=True,
+        sources_optional=WITHOUT_PRETRAINING,
         task_kinds=WITH_FINDINGS,
     ),
     citation=Citation(

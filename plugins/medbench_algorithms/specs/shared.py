@@ -9,6 +9,8 @@ from medbench.api import Parameter, Stage, TaskKind
 LICENCE: Final = "Apache-2.0"
 # What medbench can ask of any method that tells two classes apart, label by label.
 WITH_FINDINGS: Final[tuple[TaskKind, ...]] = ("classification", "multilabel")
+# With it the shared trainer leaves the network as it is, and only collects statistics.
+WITHOUT_PRETRAINING: Final = {"pretrain": ("none",)}
 SUPERVISED_TRAINER: Final = "medbench_algorithms.common.pretrain:Supervised"
 
 
