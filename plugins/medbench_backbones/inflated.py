@@ -211,7 +211,8 @@ def _check(network: Backbone, size: int) -> None:
         found = _outputs(repeating.eval(), volumes)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         raise _differs(network, f"fails on a volume: {str(error).splitlines()[0]}") from error
-    for name in wanted.keys() & found.keys():
+    # In the order of the layers: the first that differs is the cause.
+    for name in (name for name in found if name in wanted):
         flat, deep = wanted[name], found[name]
         if flat.ndim == 4:
             flat = flat.unsqueeze(2)
