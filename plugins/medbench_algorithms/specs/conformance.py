@@ -53,6 +53,8 @@ CONFORMANCE: dict[str, Conformance] = {
     "matching-networks": Conformance(
         excuses=(Excuse("support-order", _IN_ORDER, {"fce": (True,)}),)
     ),
+    # Trained anew in every task.
+    "unet-scratch": Conformance(params={"steps": 25, "width": 4, "lr": 0.02}),
     "lora": _SMALL_VIT,
     "adapters": _SMALL_VIT,
 }
