@@ -142,8 +142,8 @@ def _asked_beside_the_answers(
     dataset = copy.copy(bench.form.dataset())
     dataset.labels = labels
     if query_masks is not None:
-        dataset.read_masks = lambda indices: query_masks[indices]  # type: ignore[method-assign]
-        dataset.read_boxes = lambda indices: query_boxes  # type: ignore[method-assign]
+        found = {"read_masks": lambda rows: query_masks[rows], "read_boxes": lambda _: query_boxes}
+        vars(dataset).update(found)
     with guards.seeded():
         answer = bench.answer(bench.adapted(ready[0], support), query, support)
     return bench.form.right(answer, one)

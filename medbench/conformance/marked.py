@@ -50,7 +50,7 @@ class Marked(Dataset):
             images = np.where(discs, stripes + _NOISE * rng.standard_normal(images.shape), images)
             self._masks[np.arange(n), kinds] |= discs
         self._pixels = images.clip(0, 255).astype(np.uint8)[..., None]
-        self.labels = self._masks.any(axis=(-2, -1)).astype(np.uint8)
+        self.labels = np.asarray(self._masks.any(axis=(-2, -1)), np.uint8)
         self.info = DatasetInfo(
             name="discs",
             label_names=tuple(f"discs {i}" for i in range(N_CLASSES)),
