@@ -19,9 +19,9 @@ from medbench.metrics import DETECTION_METRICS, detection, mean_of_classes
 from medbench.metrics.boxes import iou
 
 # Two lanes found the same object where their boxes of one class overlap so much.
-SAME_BOX = 0.9
+_SAME_BOX = 0.9
 # Of all boxes, so many must be the same alone as among others: rounding moves one across a limit.
-SAME_SHARE = 0.98
+_SAME_SHARE = 0.98
 
 Found = list[Detections]
 """What was found in the queries of one episode."""
@@ -176,13 +176,13 @@ class BoxAnswers(Answers[Found, Scored]):
     def gap(self, together: Any, alone: list[Any]) -> float:
         """The share of boxes that are not the same; 0 where rounding may have moved the rest."""
         pairs = [(self._one(together[i], i, 0), self._one(a[0], i, 0)) for i, a in enumerate(alone)]
-        share = shared(pairs)
-        return 0.0 if share >= SAME_SHARE else 1.0 - share
+        share = _shared(pairs)
+        return 0.0 if share >= _SAME_SHARE else 1.0 - share
 
     def agreement(self, fast: Scored | list[Found], slow: list[Found]) -> float:
         """The share of boxes of either lane that the other has too; 1 where neither has any."""
         kept = (fast.boxes if isinstance(fast, Scored) else fast)[: len(slow)]
-        return shared(
+        return _shared(
             [pair for a, b in zip(kept, slow, strict=True) for pair in zip(a, b, strict=True)]
         )
 
@@ -191,12 +191,12 @@ class BoxAnswers(Answers[Found, Scored]):
         return found.metrics
 
 
-def shared(pairs: Sequence[tuple[Detections, Detections]]) -> float:
+def _shared(pairs: Sequence[tuple[Detections, Detections]]) -> float:
     """Of all boxes on both sides of `pairs`, the share with a partner on the other side."""
     same, total = 0, 0
     for a, b in pairs:
         total += len(a.labels) + len(b.labels)
-        alike = (iou(a.xyxy, b.xyxy) >= SAME_BOX) & (a.labels[:, None] == b.labels)
+        alike = (iou(a.xyxy, b.xyxy) >= _SAME_BOX) & (a.labels[:, None] == b.labels)
         same += _matched(alike) + _matched(alike.T)
     return same / total if total else 1.0
 

@@ -10,6 +10,7 @@ from typing import Literal, final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -185,6 +186,13 @@ def reordered(one: MarkedEpisode) -> MarkedEpisode:
     order = another_order(one)
     labels = one.labels[torch.from_numpy(order)]
     return replace(one, support=one.support[order], labels=labels, masks=one.masks[order])
+
+
+def at_size(masks: Masks, size: tuple[int, int]) -> Tensor:
+    """Masks ``(n, n_way, S, S)`` at another size: where at least half of a pixel is covered."""
+    given = torch.from_numpy(np.ascontiguousarray(masks)).float()
+    cover = F.interpolate(given, size=size, mode="bilinear", antialias=True)
+    return cover >= 0.5
 
 
 def boxes_of(masks: Masks) -> list[Boxes]:

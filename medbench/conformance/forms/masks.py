@@ -8,7 +8,6 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from medbench.answers.truth import shrunk
 from medbench.api import Backbone, Support
 from medbench.conformance import material
 from medbench.conformance.forms.base import (
@@ -19,7 +18,7 @@ from medbench.conformance.forms.base import (
     tensor_gap,
 )
 from medbench.conformance.forms.marks import MarkForm, with_marks
-from medbench.conformance.marked import MarkedEpisode
+from medbench.conformance.marked import MarkedEpisode, at_size
 from medbench.conformance.material import Episode
 
 # Dice of a mask that covers the whole of such an image is 0.2.
@@ -47,7 +46,7 @@ class MaskForm(MarkForm[Tensor]):
             one.n_way,
             (one.seed,),
             size=size,
-            masks=shrunk(marks.masks, size).to(device),
+            masks=at_size(marks.masks, size).to(device),
         )
         return support, material.seen(one.query, backbone, works_on, device)
 
@@ -81,7 +80,7 @@ class MaskForm(MarkForm[Tensor]):
         return torch.cat(list(answers))
 
     def _truth(self, answer: Tensor, one: Episode) -> Tensor:
-        return shrunk(with_marks(one).query_masks, (answer.shape[-2], answer.shape[-1]))
+        return at_size(with_marks(one).query_masks, (answer.shape[-2], answer.shape[-1]))
 
     def right(self, answer: Tensor, one: Episode) -> Tensor:
         """Whether inside each mask its class has the highest mean score."""

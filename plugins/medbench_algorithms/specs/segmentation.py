@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from medbench.api import AlgorithmSpec, Citation, Traits
@@ -20,7 +21,7 @@ MASKED_PROTOTYPES: Final = AlgorithmSpec(
     factory="medbench_algorithms.dense.masked_prototypes:MaskedPrototypes",
     summary="PANet's masked prototypes: nearest class mean, place by place, on the backbone as is",
     family="segmentation",
-    traits=_ON_MAPS,
+    traits=replace(_ON_MAPS, adapts="prototypes"),
     citation=Citation(
         title="PANet: Few-Shot Image Semantic Segmentation with Prototype Alignment",
         authors="Kaixin Wang, Jun Hao Liew, Yingtian Zou, Daquan Zhou, Jiashi Feng",
@@ -38,7 +39,7 @@ LOCAL_PROTOTYPES: Final = AlgorithmSpec(
     factory="medbench_algorithms.dense.local_prototypes:LocalPrototypes",
     summary="ALPNet's local prototypes: a class has one for each window it fills",
     family="segmentation",
-    traits=_ON_MAPS,
+    traits=replace(_ON_MAPS, adapts="prototypes"),
     citation=Citation(
         title="Self-Supervision with Superpixels: Training Few-shot Medical Image Segmentation "
         "without Annotation",
