@@ -36,7 +36,7 @@ def save(path: Path, pixels: NDArray[Any]) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def write_all(data: Path, n: int = 12) -> None:
+def write_all(data: Path, n: int = 24) -> None:
     """`n` images of each class and site in folders and in a table, and a few of everything else."""
     rows = ["image,finding,scanner,patient"]
     for s, site in enumerate(SITES):
@@ -56,7 +56,7 @@ def write_all(data: Path, n: int = 12) -> None:
 
 def _masks_and_boxes(data: Path, n: int) -> None:
     about, lungs, images, marks = ["image,site"], ["image,label,x,y,w,h"], [], []
-    for i in range(2 * n):
+    for i in range(n):
         pixels, (x, y, w, h) = picture(1, i)
         name = f"{i:03}.png"
         for folder in ("nuclei/images", "cells/JPEGImages", "slides/images", "lungs"):
