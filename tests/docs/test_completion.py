@@ -24,15 +24,15 @@ SCRIPTS = {
     """,
     "fish": """
         _MEDBENCH_COMPLETE=fish_source medbench | source
-        complete -C "$ASKED" | string replace -r '\\t.*' ''
+        complete -C "$ASKED" | string replace -r '\\t.*' '' || true
     """,
-    # zsh completes at a prompt alone: one in a terminal of its own, that tells its candidates.
+    # zsh completes at a prompt alone; what its completion would offer there is printed instead.
     "zsh": r"""
         autoload -Uz compinit && compinit -u -d "$HOME/dump"
         eval "$(_MEDBENCH_COMPLETE=zsh_source medbench)"
         (( $+_comps[medbench] )) || exit 7
-        compadd() { builtin compadd -O found "$@"; print -l -- $found }
-        _describe() { local -a all; all=(${(P)2:-$2}); print -l -- ${all%%:*} }
+        compadd() { print -l -- "${(@P)@[-1]}" }
+        _describe() { local -a all; all=("${(@P)3}"); print -l -- "${(@)all%%:*}" }
         words=(${=ASKED}); CURRENT=${#words}
         _medbench_completion
     """,
