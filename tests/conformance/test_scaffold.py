@@ -76,6 +76,7 @@ def test_new_plugins_are_measured_in_the_quickstart_suite(place, tmp_path):
         f"--set=protocols=[{', '.join(protocols)}]",
         "--set=algorithms=[acme/city-block]",
         "--set=backbones=[acme/small-net]",
+        "--set=budget.episodes=5",
         f"--out={tmp_path / 'out'}",
         "--workers=1",
         MEDBENCH_PLUGINS=OWN,
