@@ -200,7 +200,8 @@ class Conformance:
 
     ``params`` replace defaults during checks, whose trainings are short and images tiny (fewer
     steps, a larger rate). ``backbone`` and ``backbone_params`` name the network that an algorithm
-    is checked on, ``image_size`` its images in pixels.
+    is checked on, ``image_size`` its images in pixels (without it 16, and 32 where the targets are
+    masks or boxes).
     """
 
     params: Mapping[str, int | float | bool | str | None] = field(default_factory=dict)
@@ -208,7 +209,7 @@ class Conformance:
     backbone_params: Mapping[str, int | float | bool | str | None] = field(
         default_factory=lambda: {"width": 8, "pools": 2}
     )
-    image_size: int = 16
+    image_size: int | None = None
     excuses: tuple[Excuse, ...] = ()
 
 

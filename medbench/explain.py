@@ -19,7 +19,12 @@ _METRICS = {
     "accuracy": "of the queries were answered rightly",
     "balanced_accuracy": "of each class's queries, on average over classes",
     "auroc": "area under the ROC curve, one class against the rest",
+    "dice": "twice what a mask and the true one share, over their sizes together",
+    "ap50": "area under precision and recall, where half of a box must agree with the true one",
 }
+
+
+_TOLD = ("accuracy", "auroc", "dice", "ap50")
 
 
 def explain(record: Record) -> str:
@@ -83,8 +88,8 @@ def _data(data: Mapping[str, Any]) -> Iterator[str]:
     dataset = cell.get("dataset") or cell["target"]
     yield (
         f"Its tasks are those of protocol {cell['protocol']}, version {cell['protocol_version']}: "
-        f"images of {dataset}{site}, {cell['way']} classes at a time, {cell['shot']} labelled "
-        f"{'image' if cell['shot'] == 1 else 'images'} each."
+        f"images of {dataset}{site}, {_counted(cell['way'], 'class', 'classes')} at a time, "
+        f"{_counted(cell['shot'], 'labelled image', 'labelled images')} each."
     )
     n = data.get("n_episodes") or data.get("request", {}).get("episodes")
     if n:
@@ -92,6 +97,10 @@ def _data(data: Mapping[str, Any]) -> Iterator[str]:
     licences = data.get("licences") or {}
     if licences:
         yield f"Licences: {'; '.join(f'{k}: {v}' for k, v in licences.items())}."
+
+
+def _counted(n: int, one: str, several: str) -> str:
+    return f"{n} {one if n == 1 else several}"
 
 
 def _training(data: Mapping[str, Any]) -> Iterator[str]:
@@ -128,7 +137,11 @@ def _scores(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"{100 * summary['accuracy']:.1f} % {_METRICS['accuracy']}{chance}."
     if "auroc" in summary:
         yield f"AUROC is {summary['auroc']:.3f} ({_METRICS['auroc']})."
-    rest = [f"{k} {v:.3f}" for k, v in summary.items() if k not in ("accuracy", "auroc")]
+    if "dice" in summary:
+        yield f"The Dice score of its masks is {summary['dice']:.3f} ({_METRICS['dice']})."
+    if "ap50" in summary:
+        yield f"The average precision of its boxes is {summary['ap50']:.3f} ({_METRICS['ap50']})."
+    rest = [f"{k} {v:.3f}" for k, v in summary.items() if k not in _TOLD]
     if rest:
         yield f"Also: {', '.join(rest)}. All are means over tasks."
 

@@ -18,10 +18,18 @@ from medbench.plugins import Registry
 
 Kind = Literal["algorithm", "backbone", "dataset", "protocol"]
 KINDS: tuple[Kind, ...] = ("algorithm", "backbone", "dataset", "protocol")
+# Other beginnings of a kind: files of the folder KIND-VARIANT take the place of those of KIND.
+VARIANTS: dict[Kind, tuple[str, ...]] = {
+    "algorithm": ("meta-train", "masks"),
+    "dataset": ("masks",),
+}
 _WORD = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST = 60
-_SUMMARIES: dict[Kind, str] = {
+_SUMMARIES: dict[str, str] = {
     "algorithm": "A nearest-mean classifier",
+    "algorithm-meta-train": "A nearest-mean classifier with a training of its own",
+    "algorithm-masks": "Nearest-mean segmentation",
+    "dataset-masks": "A data set of two hospitals with masks",
     "backbone": "A small convolutional network",
     "dataset": "A data set of two hospitals",
     "protocol": "A rule of comparison",
@@ -37,8 +45,10 @@ _NEXT: dict[Kind, str] = {
     "protocol": "The rules are in `src/@@package/rules.yaml`; the spec in `__init__.py` names "
     "them.",
 }
-_RUN: dict[Kind, str] = {
+_RUN: dict[str, str] = {
     "algorithm": "medbench run quickstart --set 'algorithms=[@@name, protonet]'",
+    "algorithm-masks": "medbench run segmentation --set 'algorithms=[@@name, nearest-places]'",
+    "dataset-masks": "medbench run segmentation --set 'protocols=[@@name-sites]'",
     "backbone": "medbench run quickstart --set 'backbones=[@@name]'",
     "dataset": "medbench run quickstart --set 'protocols=[@@name-sites]'",
     "protocol": "medbench run quickstart --set 'protocols=[@@name]'",
@@ -50,21 +60,29 @@ class _Template(string.Template):
     delimiter = "@@"
 
 
-def scaffold(kind: Kind, name: str, registry: Registry, folder: Path | None = None) -> list[Path]:
+def scaffold(
+    kind: Kind,
+    name: str,
+    registry: Registry,
+    folder: Path | None = None,
+    variant: str | None = None,
+) -> list[Path]:
     """Write the distribution of a new plugin called `name` and return its files.
 
-    `name` is ``PREFIX/NAME``; the folder (default: ``PREFIX-NAME`` here) must not exist. Raises
-    `UsageError` for a name that cannot be used, `OutputError` when nothing can be written.
+    `name` is ``PREFIX/NAME``; the folder (default: ``PREFIX-NAME`` here) must not exist. `variant`
+    is one of `VARIANTS`. Raises `UsageError` for a name that cannot be used, `OutputError` when
+    nothing can be written.
     """
+    template = _template(kind, variant)
     distribution = _distribution(kind, name, registry)
     folder = Path(distribution) if folder is None else folder
     if folder.exists() or folder.is_symlink():
         raise UsageError(
             f"{folder} is already there, and is left as it is. Name another folder with --out."
         )
-    values = _values(kind, name, distribution)
+    values = _values(kind, template, name, distribution)
     written = []
-    for source, target in _files(kind, values["package"]):
+    for target, source in _files(kind, template, values["package"]).items():
         path = folder / target
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,12 +95,27 @@ def scaffold(kind: Kind, name: str, registry: Registry, folder: Path | None = No
     return written
 
 
-def run_line(kind: Kind, name: str) -> str:
-    """The command that measures a new plugin in the quickstart suite."""
-    return _Template(_RUN[kind]).substitute(name=name)
+def run_line(kind: Kind, name: str, variant: str | None = None) -> str:
+    """The command that measures a new plugin in a suite that needs no data."""
+    return _run_line(kind, _template(kind, variant), name)
 
 
-def _values(kind: Kind, name: str, distribution: str) -> dict[str, str]:
+def _run_line(kind: Kind, template: str, name: str) -> str:
+    return _Template(_RUN.get(template, _RUN[kind])).substitute(name=name)
+
+
+def _template(kind: Kind, variant: str | None) -> str:
+    """The folder of templates with what is special. Raises `UsageError` where there is none."""
+    if variant is None:
+        return kind
+    known = VARIANTS.get(kind, ())
+    if variant not in known:
+        there = f"--with {' or --with '.join(known)}" if known else "no --with"
+        raise UsageError(f"'medbench new {kind}' takes {there}, and not --with {variant}.")
+    return f"{kind}-{variant}"
+
+
+def _values(kind: Kind, template: str, name: str, distribution: str) -> dict[str, str]:
     package = distribution.replace("-", "_")
     words = name.partition("/")[2].split("-")
     values = {
@@ -91,29 +124,30 @@ def _values(kind: Kind, name: str, distribution: str) -> dict[str, str]:
         "package": package,
         "class_name": "".join(word.capitalize() for word in words),
         "title": " ".join(words).capitalize(),
-        "summary": _SUMMARIES[kind],
+        "summary": _SUMMARIES[template],
         "year": str(datetime.now(UTC).year),
         "medbench_version": __version__,
     }
     names = [name, f"{name}-sites"] if kind == "dataset" else [name]
     values["names_quoted"] = ", ".join(f'"{n}"' for n in names)
     values["run_short"] = f"medbench check {' '.join(names)}"
-    values["run"] = run_line(kind, name)
+    values["run"] = _run_line(kind, template, name)
+    values["suite"] = values["run"].split()[2]
     values["next"] = _Template(_NEXT[kind]).substitute(values)
     return values
 
 
-def _files(kind: Kind, package: str) -> list[tuple[Path, Path]]:
-    """Each template file, and where it goes below the new folder."""
-    found = []
-    for part in ("common", kind):
+def _files(kind: Kind, template: str, package: str) -> dict[Path, Path]:
+    """Where each file goes below the new folder, and the template it is made from."""
+    found = {}
+    for part in dict.fromkeys(("common", kind, template)):
         root = Path(__file__).with_name("templates") / part
         for source in sorted(root.rglob("*.tmpl")):
             parts = [
                 re.sub("^dot_", ".", p).replace("PACKAGE", package)
                 for p in source.relative_to(root).parts
             ]
-            found.append((source, Path(*parts).with_name(parts[-1].removesuffix(".tmpl"))))
+            found[Path(*parts).with_name(parts[-1].removesuffix(".tmpl"))] = source
     return found
 
 

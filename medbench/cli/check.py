@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medbench.cli.complete import plugin_names
 from medbench.errors import UsageError
 from medbench.plugins import KINDS, registry
 
@@ -22,7 +23,7 @@ _COLOURS = {"failed": "red", "unneeded": "red", "excused": "yellow"}
 
 
 @click.command("check")
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=plugin_names)
 @click.option("--only", multiple=True, metavar="ID", help="Run this check alone (repeatable).")
 @click.option("--list", "show", is_flag=True, help="List the checks, and run none.")
 @click.option("--all", "everything", is_flag=True, help="Check every plugin that is installed.")
@@ -42,7 +43,8 @@ def check_command(
 ) -> int:
     """Check the behaviour of plugins: registered NAMES, or MODULE:FACTORY of code not installed.
 
-    Algorithms are trained for seconds on tiny striped images. Every failure says what was seen, why
+    Algorithms are trained for seconds on tiny images: stripes, and striped discs where they answer
+    with masks or boxes. Every failure says what was seen, why
     it matters and how it is usually mended. Exits with 0 when all is well, 1 when a check fails, 2
     for a wrong name.
 
@@ -86,7 +88,7 @@ def check_command(
     if as_json:
         click.echo(json.dumps([_row(s, r) for s, r in found], indent=1))
     elif len(found) > 1:
-        bad = [s.name for s, results in found if any(r.bad for r in results)]
+        bad = [s.shown for s, results in found if any(r.bad for r in results)]
         click.echo(f"{len(found)} plugins checked, {len(bad)} with failures{_names(bad)}.")
     return 1 if any(r.bad for _, results in found for r in results) else 0
 
@@ -127,7 +129,7 @@ def _list(kind: str | None, as_json: bool) -> None:
 
 def _tell(subject: Subject, results: Sequence[Result], *, verbose: bool) -> None:
     kind, origin = subject.kind[:-1], subject.entry.origin()
-    click.secho(f"{kind} {subject.name} ({origin})", bold=True)
+    click.secho(f"{kind} {subject.shown} ({origin})", bold=True)
     width = max(len(r.check.id) for r in results)
     for r in results:
         if r.bad:
@@ -156,6 +158,7 @@ def _row(subject: Subject, results: Sequence[Result]) -> dict[str, Any]:
     return {
         "kind": subject.kind[:-1],
         "name": subject.name,
+        **({"task_kind": subject.task_kind} if subject.kind == "algorithms" else {}),
         "origin": subject.entry.origin(),
         "ok": not any(r.bad for r in results),
         "checks": [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medbench.cli.complete import suites
 from medbench.cli.engine import EngineOptions, engine_options
 from medbench.cli.plans import count, make_plan
 from medbench.errors import FAILURES, UsageError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.argument("suite")
+@click.argument("suite", shell_complete=suites)
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder [runs/SUITE].")
 @click.option("--only", multiple=True, metavar="TEXT", help="Cells whose title holds TEXT (glob).")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change the suite.")

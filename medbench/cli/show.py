@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from medbench.cli.catalogue import FAMILIES, catalogue
+from medbench.cli.complete import plugin_names_and_suites
 from medbench.errors import UsageError, did_you_mean
 from medbench.plugins import KINDS, Entry, registry
 
@@ -99,7 +100,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 @click.command("info")
-@click.argument("name")
+@click.argument("name", shell_complete=plugin_names_and_suites)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info_command(name: str, as_json: bool) -> None:
     """Show all about NAME: a dataset, backbone, algorithm, protocol or suite.

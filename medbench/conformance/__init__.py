@@ -27,8 +27,8 @@ __all__ = ["Bound", "checks", "parametrize"]
 class Bound:
     """One check of one plugin, to be called in a test."""
 
-    def __init__(self, name: str, examination: Examination) -> None:
-        self.id, self._examination = name, examination
+    def __init__(self, name: str, subject: str, examination: Examination) -> None:
+        self.id, self.subject, self._examination = name, subject, examination
 
     def __repr__(self) -> str:
         return self.id
@@ -64,7 +64,9 @@ def checks(
     for subject in find_subjects(registry(), name, params):
         examination = examine(subject)
         chosen = pick(checks_of(subject.kind), only)
-        found.setdefault(subject.kind, []).extend(Bound(c.id, examination) for c in chosen)
+        found.setdefault(subject.kind, []).extend(
+            Bound(c.id, subject.shown, examination) for c in chosen
+        )
     return found
 
 
@@ -80,5 +82,5 @@ def parametrize(
     cases = []
     for name in names:
         for kind, found in checks(name, only=only, params=params).items():
-            cases += [pytest.param(one, id=f"{kind[:-1]}-{name}-{one.id}") for one in found]
+            cases += [pytest.param(one, id=f"{kind[:-1]}-{one.subject}-{one.id}") for one in found]
     return pytest.mark.parametrize("check", cases)

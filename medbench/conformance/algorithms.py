@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from medbench.api import Algorithm
-from medbench.conformance import material
 from medbench.conformance.check import Broken, DoesNotApply, Shelf, in_words
 from medbench.conformance.common import COMMON
-from medbench.conformance.material import N_CLASSES
-from medbench.conformance.trained import Bench, a_predictor, call
+from medbench.conformance.trained import Bench, call
 from medbench.errors import MedbenchError
 from medbench.plugins import load_factory
 
@@ -78,45 +77,29 @@ def _meta_trains(bench: Bench) -> None:
 
 
 def _check_shape(bench: Bench, shots: Sequence[int], n_query: int = 9) -> None:
-    one = material.episode(0, shots, n_query)
-    scores = bench.scores(one)
-    want = (n_query, len(shots))
-    if tuple(scores.shape) != want:
-        raise Broken(
-            f"predict returned {tuple(scores.shape)} for {n_query} queries of a {len(shots)}-way "
-            f"task with {'/'.join(map(str, shots))} support images, and {want} is needed."
-        )
-    _finite(scores, f"in a {len(shots)}-way task with {'/'.join(map(str, shots))} support images")
-
-
-def _finite(scores: Tensor, where: str) -> None:
-    bad = ~torch.isfinite(scores)
-    if bad.any():
-        raise Broken(
-            f"{int(bad.sum())} of {bad.numel()} scores are NaN or infinite {where}; the first is "
-            f"that of query {int(bad.nonzero()[0, 0])}."
-        )
+    ready = bench.prepared()
+    support, query = bench.given(bench.form.episode(0, shots, n_query), ready[1])
+    answer = bench.answer(bench.adapted(ready[0], support), query, support)
+    each = "/".join(map(str, shots))
+    words = f"{n_query} queries of a {len(shots)}-way task with {each} support images"
+    bench.form.check_shape(answer, query, support, words)
+    bench.form.check_finite(answer, f"in a {len(shots)}-way task with {each} support images")
 
 
 @ALGORITHMS.add(
     "shapes",
-    reason="Scores are compared with labels by position: one row a query, one column a class.",
+    reason="Answers are compared with the truth by position: one row a query, one column a class.",
     hint="Return a Predictor from adapt, and from its predict a tensor (..., n_query, n_way) of "
-    "the inputs' floating type, on the inputs' device.",
+    "the inputs' floating type, on the inputs' device; for masks (..., n_query, n_way, H, W), as "
+    "large as support.masks. For boxes return a Detector, and a list of Detections, one a query.",
     needs=("meta-train",),
 )
 def _shapes(bench: Bench) -> None:
-    one = material.episode()
     algorithm, backbone = bench.prepared()
-    support, query = material.given(one, backbone, bench.traits.works_on)
-    scores = a_predictor(algorithm.adapt(support)).predict(query)
-    if not isinstance(scores, Tensor):
-        raise Broken(f"predict returned {type(scores).__name__}, and a torch.Tensor is needed.")
-    want = (len(query), one.n_way)
-    if tuple(scores.shape) != want:
-        raise Broken(f"predict returned {tuple(scores.shape)}, and {want} is needed.")
-    if scores.dtype != query.dtype:
-        raise Broken(f"scores are {scores.dtype}, and the queries were {query.dtype}.")
+    support, query = bench.given(bench.form.episode(), backbone)
+    answer = bench.answer(bench.adapted(algorithm, support), query, support)
+    words = f"{len(query)} queries of a {support.n_way}-way task"
+    bench.form.check_shape(answer, query, support, words)
 
 
 @ALGORITHMS.add(
@@ -129,8 +112,9 @@ def _device(bench: Bench) -> None:
     if not torch.cuda.is_available():
         raise DoesNotApply("there is no GPU here")
     bench = Bench(bench.subject, torch.device("cuda"))
-    scores = bench.scores(material.episode())
-    if scores.device.type != "cuda":
+    scores = bench.scores(bench.form.episode())
+    # Boxes are numpy arrays, wherever the queries were.
+    if isinstance(scores, Tensor) and scores.device.type != "cuda":
         raise Broken(f"the queries were on cuda, and the scores are on {scores.device}.")
 
 
@@ -143,7 +127,8 @@ def _device(bench: Bench) -> None:
 )
 def _finite_scores(bench: Bench) -> None:
     for number in range(2):
-        _finite(bench.scores(material.episode(number)), "in an ordinary task")
+        answer = bench.scores(bench.form.episode(number))
+        bench.form.check_finite(answer, "in an ordinary task")
 
 
 @ALGORITHMS.add(
@@ -155,23 +140,22 @@ def _finite_scores(bench: Bench) -> None:
 )
 def _degenerate(bench: Bench) -> None:
     ready = bench.prepared()
-    one = material.episode()
-    support, query = material.given(one, ready[1], bench.traits.works_on)
+    support, query = bench.given(bench.form.episode(), ready[1])
     for value in (0.0, 1.0):
-        alike = type(support)(
-            torch.full_like(support.inputs, value), support.labels, support.n_way, support.seeds
-        )
-        predictor = a_predictor(ready[0].adapt(alike))
-        scores = predictor.predict(torch.full_like(query, value)).detach()
-        _finite(scores, f"where all inputs are {value:g}")
+        alike = replace(support, inputs=torch.full_like(support.inputs, value))
+        predictor = bench.adapted(ready[0], alike)
+        answer = bench.answer(predictor, torch.full_like(query, value), alike)
+        bench.form.check_finite(answer, f"where all inputs are {value:g}")
 
 
 def _shape_check(
     name: str, shots: Sequence[int], n_query: int, reason: str, hint: str
 ) -> Callable[[Bench], None]:
+    # No shots stand for two of every class there is.
     @ALGORITHMS.add(name, reason=reason, hint=hint, needs=("finite",))
     def check(bench: Bench) -> None:
-        _check_shape(bench, shots, n_query)
+        every = (2,) * bench.form.n_classes
+        _check_shape(bench, shots or every, n_query or 2 * len(every))
 
     return check
 
@@ -207,8 +191,8 @@ _shape_check(
 )
 _shape_check(
     "all-classes",
-    (2,) * N_CLASSES,
-    2 * N_CLASSES,
+    (),
+    0,
     "A protocol may ask about all classes of a data set, more than training tasks had.",
     "Take the number of classes from support.n_way at each call, never from training or a "
     "parameter.",
@@ -224,8 +208,8 @@ _shape_check(
 )
 def _adapted_count(bench: Bench) -> None:
     algorithm, backbone = bench.prepared()
-    support, _ = material.given(material.episode(), backbone, bench.traits.works_on)
-    n = a_predictor(algorithm.adapt(support)).n_adapted
+    support, _ = bench.given(bench.form.episode(), backbone)
+    n = bench.adapted(algorithm, support).n_adapted
     if not isinstance(n, int) or isinstance(n, bool) or n < 0:
         raise Broken(f"n_adapted is {n!r}, and a whole number from 0 is needed.")
     if (n > 0) != (bench.traits.adapts != "nothing"):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from medbench.conformance import fresh, material
 from medbench.conformance.algorithms import ALGORITHMS
 from medbench.conformance.check import Broken, DoesNotApply
+from medbench.conformance.forms.base import above
 from medbench.conformance.guards import changed_states, random_states, seeded
-from medbench.conformance.trained import LONGER, SHORT, Bench, a_predictor, a_tensor, gap
+from medbench.conformance.trained import LONGER, SHORT, Bench
 
 # Shares of the range of scores: what rounding may do, in one order of sums and in another.
 _ROUNDING = 1e-4
 _REORDERED = 1e-3
-_EPISODES = 24
 
 
 @ALGORITHMS.add(
@@ -28,13 +28,13 @@ _EPISODES = 24
     exact=True,
 )
 def _deterministic(bench: Bench) -> None:
-    one = material.episode()
+    one = bench.form.episode()
     ready = bench.prepared()
     first, again = bench.scores(one, ready), bench.scores(one, bench.prepared())
-    if not torch.equal(first, again):
+    if not bench.form.equal(first, again):
         raise Broken(
             "the same episode with the same seeds gave other scores to a new instance (by "
-            f"{gap(again, first):.2g} of their range)."
+            f"{bench.form.gap(again, first):.2g} of their range)."
         )
 
 
@@ -47,18 +47,18 @@ def _deterministic(bench: Bench) -> None:
     exact=True,
 )
 def _random_state(bench: Bench) -> None:
-    one = material.episode()
+    one = bench.form.episode()
     algorithm, backbone = bench.prepared()
-    support, query = material.given(one, backbone, bench.traits.works_on)
+    support, query = bench.given(one, backbone)
     with seeded():
         before = random_states()
-        predictor = a_predictor(algorithm.adapt(support))
+        predictor = bench.adapted(algorithm, support)
         predictor.predict(query)
         moved = changed_states(before)
     if moved:
         raise Broken(f"adapt or predict drew from the global generator of {' and '.join(moved)}.")
     found = bench.scores(one, global_seed=1)
-    if not torch.equal(found, bench.scores(one, global_seed=0)):
+    if not bench.form.equal(found, bench.scores(one, global_seed=0)):
         raise Broken("scores change with the seed of the global generators.")
 
 
@@ -71,13 +71,13 @@ def _random_state(bench: Bench) -> None:
     exact=True,
 )
 def _same_seed(bench: Bench) -> None:
-    one = material.episode()
+    one = bench.form.episode()
     first = bench.scores(one)
     again = bench.scores(one, bench.prepared(learned=bench.train(SHORT)))
-    if gap(again, first) > 1e-6:
+    if bench.form.gap(again, first) > 1e-6:
         raise Broken(
             "trained and prepared twice from the same seed, it gives other scores (by "
-            f"{gap(again, first):.2g} of their range)."
+            f"{bench.form.gap(again, first):.2g} of their range)."
         )
 
 
@@ -91,14 +91,14 @@ def _same_seed(bench: Bench) -> None:
 )
 def _predict_twice(bench: Bench) -> None:
     algorithm, backbone = bench.prepared()
-    support, query = material.given(material.episode(), backbone, bench.traits.works_on)
-    predictor = a_predictor(algorithm.adapt(support))
-    first = a_tensor(predictor.predict(query))
-    again = a_tensor(predictor.predict(query))
-    if not torch.equal(first, again):
+    support, query = bench.given(bench.form.episode(), backbone)
+    predictor = bench.adapted(algorithm, support)
+    first = bench.answer(predictor, query, support)
+    again = bench.answer(predictor, query, support)
+    if not bench.form.equal(first, again):
         raise Broken(
             "the second predict of the same queries gave other scores (by "
-            f"{gap(again, first):.2g} of their range)."
+            f"{bench.form.gap(again, first):.2g} of their range)."
         )
 
 
@@ -112,13 +112,13 @@ def _predict_twice(bench: Bench) -> None:
 )
 def _episodes_apart(bench: Bench) -> None:
     ready = bench.prepared()
-    first = bench.scores(material.episode(0), ready)
-    bench.scores(material.episode(1), ready)
-    again = bench.scores(material.episode(0), ready)
-    if not torch.equal(first, again):
+    first = bench.scores(bench.form.episode(0), ready)
+    bench.scores(bench.form.episode(1), ready)
+    again = bench.scores(bench.form.episode(0), ready)
+    if not bench.form.equal(first, again):
         raise Broken(
             "episode A, then B, then A again: A's scores changed by "
-            f"{gap(again, first):.2g} of their range."
+            f"{bench.form.gap(again, first):.2g} of their range."
         )
 
 
@@ -131,10 +131,10 @@ def _episodes_apart(bench: Bench) -> None:
     exact=True,
 )
 def _label_permutation(bench: Bench) -> None:
-    one = material.episode()
+    one = bench.form.episode()
     names = torch.tensor([2, 0, 1])
-    found = bench.scores(material.renamed(one, names))[..., names]
-    change = gap(found, bench.scores(one))
+    found = bench.form.called(bench.scores(bench.form.renamed(one, names)), names)
+    change = bench.form.gap(found, bench.scores(one))
     if change > _REORDERED:
         raise Broken(
             "with the classes renamed, the scores of the same classes changed by "
@@ -151,8 +151,8 @@ def _label_permutation(bench: Bench) -> None:
     exact=True,
 )
 def _support_order(bench: Bench) -> None:
-    one = material.episode()
-    change = gap(bench.scores(material.reordered(one)), bench.scores(one))
+    one = bench.form.episode()
+    change = bench.form.gap(bench.scores(bench.form.reordered(one)), bench.scores(one))
     if change > _REORDERED:
         raise Broken(
             "with the same support images in another order, scores changed by "
@@ -172,11 +172,11 @@ def _support_order(bench: Bench) -> None:
 )
 def _query_alone(bench: Bench) -> None:
     algorithm, backbone = bench.prepared()
-    support, query = material.given(material.episode(), backbone, bench.traits.works_on)
-    predictor = a_predictor(algorithm.adapt(support))
-    together = a_tensor(predictor.predict(query))
-    alone = torch.cat([a_tensor(predictor.predict(q.unsqueeze(0))) for q in query])
-    change = gap(alone, together)
+    support, query = bench.given(bench.form.episode(), backbone)
+    predictor = bench.adapted(algorithm, support)
+    together = bench.answer(predictor, query, support)
+    alone = bench.form.joined([bench.answer(predictor, q.unsqueeze(0), support) for q in query])
+    change = bench.form.gap(alone, together)
     if bench.transductive and change <= 1e-6:
         raise Broken(
             "it declares itself transductive, and scores each query alone as it does among others."
@@ -200,27 +200,34 @@ def _query_alone(bench: Bench) -> None:
 def _batched(bench: Bench) -> None:
     if not bench.traits.batched:
         raise DoesNotApply("not declared batched: its episodes are looped")
-    episodes = [material.episode(number, (2, 1, 3)) for number in range(4)]
+    if bench.subject.task_kind == "detection":
+        raise Broken(
+            "it declares itself batched, and episodes with boxes are asked one by one.",
+            "Set the trait batched to False.",
+        )
+    episodes = [bench.form.episode(number, (2, 1, 3)) for number in range(4)]
     algorithm, backbone = bench.prepared()
-    pairs = [material.given(one, backbone, bench.traits.works_on) for one in episodes]
-    alone = torch.stack([a_tensor(algorithm.adapt(s).predict(q)) for s, q in pairs])
-    counted = a_predictor(algorithm.adapt(pairs[0][0])).n_adapted
+    pairs = [bench.given(one, backbone) for one in episodes]
+    alone = torch.stack([bench.answer(bench.adapted(algorithm, s), q, s) for s, q in pairs])
+    counted = bench.adapted(algorithm, pairs[0][0]).n_adapted
     support, query = material.together(pairs)
     for lead in ((4,), (2, 2)):
         folded = replace(
             support,
             inputs=support.inputs.reshape(*lead, *support.inputs.shape[1:]),
-            labels=support.labels.reshape(*lead, -1),
+            labels=support.labels.reshape(*lead, *support.labels.shape[1:]),
+            masks=_folded(support.masks, lead),
         )
-        predictor = a_predictor(algorithm.adapt(folded))
-        found = a_tensor(predictor.predict(query.reshape(*lead, *query.shape[1:])))
+        predictor = bench.adapted(algorithm, folded)
+        found = bench.answer(predictor, query.reshape(*lead, *query.shape[1:]), folded)
         want = (*lead, *alone.shape[1:])
         if tuple(found.shape) != want:
             raise Broken(
                 f"predict returned {tuple(found.shape)} for {'x'.join(map(str, lead))} episodes, "
                 f"and {want} is needed."
             )
-        change = max(gap(a, b) for a, b in zip(found.reshape(alone.shape), alone, strict=True))
+        each = zip(found.reshape(alone.shape), alone, strict=True)
+        change = max(bench.form.gap(a, b) for a, b in each)
         if change > _ROUNDING:
             raise Broken(
                 f"{'x'.join(map(str, lead))} episodes at a time give other scores than one by one "
@@ -233,6 +240,10 @@ def _batched(bench: Bench) -> None:
             )
 
 
+def _folded(masks: Tensor | None, lead: tuple[int, ...]) -> Tensor | None:
+    return None if masks is None else masks.reshape(*lead, *masks.shape[1:])
+
+
 @ALGORITHMS.add(
     "other-process",
     reason="Trainings and cells run in processes of their own, on other machines even.",
@@ -242,51 +253,38 @@ def _batched(bench: Bench) -> None:
     exact=True,
 )
 def _other_process(bench: Bench) -> None:
-    one = material.episode()
+    one = bench.form.episode()
     here = bench.scores(one)
-    there = torch.from_numpy(fresh.scores_elsewhere(bench.subject, bench.learned(), 0))
-    if there.shape != here.shape or gap(there, here) > 1e-5:
+    there = fresh.scores_elsewhere(bench.subject, bench.learned(), 0)
+    if len(there) != len(here) or bench.form.gap(there, here) > 1e-5:
         raise Broken(
             "a new process with the same learned tensors gives other scores (by "
-            f"{gap(there, here):.2g} of their range)."
+            f"{bench.form.gap(there, here):.2g} of their range)."
         )
 
 
 # --- learning ------------------------------------------------------------------------------------
 
 
-def _many(shots: tuple[int, ...], *, noise: bool = False) -> list[material.Episode]:
-    return [material.episode(100 + i, shots, 9, noise=noise) for i in range(_EPISODES)]
-
-
-def _above(n: int, chance: float, sigmas: float) -> float:
-    """The share right that guessing `n` queries independently exceeds by chance only."""
-    return float(chance + sigmas * np.sqrt(chance * (1 - chance) / n))
-
-
 @ALGORITHMS.add(
     "above-chance",
-    reason="A method that cannot tell clearly different stripes apart learns nothing from its "
-    "support set.",
+    reason="A method that cannot tell clearly different stripes apart, or find striped discs, "
+    "learns nothing from its support set.",
     hint="Check the sign of distances (scores are logits, larger is likelier), the order of "
     "classes, and that labels are used. If trainings are too short for it here, set a larger rate "
     "in the spec's conformance params.",
     needs=("finite", "batched"),
 )
 def _above_chance(bench: Bench) -> None:
-    episodes = _many((5, 5, 5))
-    limit = _above(_EPISODES * 9, 1 / 3, 5.0)
+    episodes = [bench.form.easy(100 + i) for i in range(bench.form.n_episodes)]
     lengths = (SHORT, *LONGER) if bench.traits.meta_trains else (SHORT,)
-    right = 0.0
+    score = 0.0
     for n_tasks in lengths:
-        right = bench.share_right(episodes, n_tasks)
-        if right > limit:
+        score = bench.form.score(bench.answers(episodes, n_tasks), episodes)
+        if score > bench.form.enough(episodes):
             return
-    trained = f" after a training on {lengths[-1]} tasks" if len(lengths) > 1 else ""
-    raise Broken(
-        f"{100 * right:.0f} % of {_EPISODES * 9} queries of separable 3-way 5-shot tasks are right"
-        f"{trained}; chance is 33 %, and more than {100 * limit:.0f} % is needed."
-    )
+    after = f" after a training on {lengths[-1]} tasks" if len(lengths) > 1 else ""
+    raise Broken(bench.form.told(score, episodes, after))
 
 
 @ALGORITHMS.add(
@@ -298,18 +296,10 @@ def _above_chance(bench: Bench) -> None:
 )
 def _shuffled_labels(bench: Bench) -> None:
     way = 3
-    # Every class is given one support image of each true class: labels that say nothing at all.
-    labels = torch.arange(way).repeat_interleave(way).reshape(way, way).T.reshape(-1)
-    episodes = []
-    for one in _many((way,) * way):
-        # Queries ordered by class, as a careless loader would have them.
-        order = torch.argsort(one.asked, stable=True)
-        episodes.append(
-            replace(one, labels=labels, query=one.query[order.numpy()], asked=one.asked[order])
-        )
-    right = bench.share_right(episodes, SHORT)
+    episodes = [bench.form.uninformed(100 + i, way) for i in range(bench.form.n_episodes)]
+    right = bench.form.share_right(bench.answers(episodes, SHORT), episodes)
     # Queries of a class stand and fall together, so that few of them are independent.
-    limit = _above(_EPISODES * way, 1 / way, 5.0)
+    limit = above(len(episodes) * way, 1 / way)
     if right > limit:
         raise Broken(
             f"{100 * right:.0f} % of the queries are right although the support labels say "

@@ -122,19 +122,20 @@ def _licence(found: Found) -> None:
 )
 def _info(found: Found) -> None:
     info, spec = found.dataset.info, found.subject.spec
-    if len(info.image_shape) != spec.n_dims + 1 or info.image_shape[-1] not in (1, 3):
+    # Members of a family follow the user's files and parameters: slices of volumes, say.
+    own = bool(spec.takes_argument)
+    n_dims = (2, 3) if own else (spec.n_dims,)
+    if len(info.image_shape) - 1 not in n_dims or info.image_shape[-1] not in (1, 3):
         raise Broken(
-            f"info.image_shape is {info.image_shape}, and {spec.n_dims}-D images with 1 or 3 "
-            "channels last are expected."
+            f"info.image_shape is {info.image_shape}, and {' or '.join(map(str, n_dims))}-D images "
+            "with 1 or 3 channels last are expected."
         )
     if len(set(info.label_names)) != len(info.label_names):
         raise Broken(f"info.label_names names a class twice: {', '.join(info.label_names)}.")
-    pairs: dict[str, tuple[Any, Any]] = {"task_kind": (info.task_kind, spec.task_kind)}
-    if not spec.takes_argument:
-        pairs |= {
-            name: (getattr(info, name), getattr(spec, name))
-            for name in ("domain", "modality", "licence", "non_commercial", "ordinal")
-        }
+    pairs: dict[str, tuple[Any, Any]] = {}
+    if not own:
+        names = ("task_kind", "domain", "modality", "licence", "non_commercial", "ordinal")
+        pairs = {name: (getattr(info, name), getattr(spec, name)) for name in names}
         if spec.n_classes is not None:
             pairs["number of classes"] = (len(info.label_names), spec.n_classes)
     wrong = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medbench.api import Algorithm, Backbone
-from medbench.conformance import guards, material
+from medbench.api import Algorithm, Backbone, Boxes
+from medbench.conformance import guards
 from medbench.conformance.algorithms import ALGORITHMS
 from medbench.conformance.check import Broken
+from medbench.conformance.forms.base import above
+from medbench.conformance.marked import boxes_of
 from medbench.conformance.material import Episode
-from medbench.conformance.trained import SHORT, Bench, a_predictor, a_tensor
+from medbench.conformance.trained import SHORT, Bench
 from medbench.network import Backbone as Network
 
 
@@ -28,13 +31,27 @@ from medbench.network import Backbone as Network
 )
 def _support_untouched(bench: Bench) -> None:
     algorithm, backbone = bench.prepared()
-    support, query = material.given(material.episode(), backbone, bench.traits.works_on)
+    support, query = bench.given(bench.form.episode(), backbone)
     named = {"inputs": support.inputs, "labels": support.labels, "query": query}
+    if support.masks is not None:
+        named["masks"] = support.masks
     before = {name: tensor.clone() for name, tensor in named.items()}
-    a_predictor(algorithm.adapt(support)).predict(query)
+    boxes = copy.deepcopy(support.boxes)
+    bench.adapted(algorithm, support).predict(query)
     changed = [name for name, tensor in named.items() if not torch.equal(tensor, before[name])]
+    if boxes is not None and not _same_boxes(support.boxes, boxes):
+        changed.append("boxes")
     if changed:
         raise Broken(f"adapt or predict changed the {' and '.join(changed)} it was given.")
+
+
+def _same_boxes(now: tuple[Boxes, ...] | None, before: tuple[Boxes, ...]) -> bool:
+    pairs = zip(now or (), before, strict=True)
+    return all(
+        np.array_equal(getattr(a, part.name), getattr(b, part.name))
+        for a, b in pairs
+        for part in dataclasses.fields(a)
+    )
 
 
 @ALGORITHMS.add(
@@ -48,8 +65,8 @@ def _support_untouched(bench: Bench) -> None:
 def _backbone_untouched(bench: Bench) -> None:
     algorithm, backbone = bench.prepared()
     before = _portrait(backbone)
-    support, query = material.given(material.episode(), backbone, bench.traits.works_on)
-    a_predictor(algorithm.adapt(support)).predict(query)
+    support, query = bench.given(bench.form.episode(), backbone)
+    bench.adapted(algorithm, support).predict(query)
     changed = [
         what for what, value in _portrait(backbone).items() if not _same(value, before[what])
     ]
@@ -95,33 +112,41 @@ _QUERIES = 40
 def _query_labels(bench: Bench) -> None:
     """Random pixels and random labels, which lie in reach of whoever looks around for them."""
     ready = bench.prepared()
-    right = n = 0
+    parts = []
     with guards.frames_left_alone(bench.subject.package) as looks:
         for number in range(_EPISODES):
-            one = material.episode(200 + number, (3, 3, 3), _QUERIES, noise=True)
-            right += _asked_beside_the_answers(bench, ready, one)
-            n += _QUERIES
+            one = bench.form.episode(200 + number, (3, 3, 3), _QUERIES, noise=True)
+            parts.append(_asked_beside_the_answers(bench, ready, one))
     if looks:
         raise Broken(f"it looks where answers may lie: {looks[0]}.")
-    limit = 1 / 3 + 5.0 * float(np.sqrt(2 / 9 / n))
-    if right / n > limit:
+    right = torch.cat(parts)
+    limit = above(len(right), 1 / 3)
+    share = float(right.mean())
+    if share > limit:
         raise Broken(
-            f"{100 * right / n:.0f} % of {n} queries are right although images and labels are "
+            f"{100 * share:.0f} % of {len(right)} queries are right although images and labels are "
             f"random; chance is 33 %, at most {100 * limit:.0f} % is plausible. It finds labels "
             "elsewhere than in what it is given."
         )
 
 
-def _asked_beside_the_answers(bench: Bench, ready: tuple[Algorithm, Backbone], one: Episode) -> int:
-    """How many queries are right, with the answers in local variables and in a data set."""
-    support, query = material.given(one, ready[1], bench.traits.works_on)
-    query_labels = one.asked  # bait, as the two below
-    labels = one.asked.numpy()
-    dataset = copy.copy(material.stripes())
+def _asked_beside_the_answers(
+    bench: Bench, ready: tuple[Algorithm, Backbone], one: Episode
+) -> Tensor:
+    """What is right of the queries, with the answers in local variables and in a data set."""
+    support, query = bench.given(one, ready[1])
+    query_labels = one.asked  # bait, as all below
+    labels = query_labels.numpy()
+    query_masks = getattr(one, "query_masks", None)
+    query_boxes = None if query_masks is None else boxes_of(query_masks)
+    dataset = copy.copy(bench.form.dataset())
     dataset.labels = labels
+    if query_masks is not None:
+        found = {"read_masks": lambda rows: query_masks[rows], "read_boxes": lambda _: query_boxes}
+        vars(dataset).update(found)
     with guards.seeded():
-        scores = a_tensor(a_predictor(ready[0].adapt(support)).predict(query))
-    return int((scores.argmax(-1) == query_labels).sum())
+        answer = bench.answer(bench.adapted(ready[0], support), query, support)
+    return bench.form.right(answer, one)
 
 
 # --- files and the network -----------------------------------------------------------------------
@@ -138,7 +163,7 @@ def _whole_life(bench: Bench) -> tuple[list[str], list[str], Exception | None]:
             with guards.no_network() as asked, guards.writing_only(given) as written:
                 try:
                     learned = bench.train(SHORT)
-                    bench.scores(material.episode(), bench.prepared(learned=learned))
+                    bench.scores(bench.form.episode(), bench.prepared(learned=learned))
                 except Exception as raised:
                     error = raised
         found = sorted(set(asked)), sorted(set(written)), error

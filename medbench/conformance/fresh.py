@@ -61,33 +61,30 @@ def _child(
         writer.send(("error", in_words(error)))
 
 
-def scores_elsewhere(
-    subject: Subject, learned: Mapping[str, Tensor], number: int
-) -> NDArray[np.float32]:
-    """Scores of episode `number` by an instance that another process makes and prepares."""
+def scores_elsewhere(subject: Subject, learned: Mapping[str, Tensor], number: int) -> Any:
+    """The answer to episode `number` of an instance that another process makes and prepares."""
     arrays = {name: tensor.cpu().numpy() for name, tensor in learned.items()}
     backbone = subject.registry.get("backbones", subject.spec.conformance.backbone)
-    asked = (subject.spec, dict(subject.params), backbone)
-    found: NDArray[np.float32] = elsewhere(_scores, *asked, arrays, number)
-    return found
+    asked = (subject.spec, dict(subject.params), subject.task_kind, backbone)
+    found = elsewhere(_scores, *asked, arrays, number)
+    return torch.from_numpy(found) if isinstance(found, np.ndarray) else found
 
 
 def _scores(
     spec: Any,
     params: dict[str, Any],
+    task_kind: str,
     backbone: Entry,
     learned: Mapping[str, NDArray[Any]],
     number: int,
-) -> NDArray[Any]:
-    from medbench.conformance import material
+) -> Any:
     from medbench.conformance.trained import Bench
 
     plugin = Plugin("checked", "0", "-", "-", (), 0.0)
     # Of all plugins it needs the network's alone, and finding the others takes time.
     known = Registry(entries={"backbones": {backbone.name: backbone}})
-    subject = Subject(known, Entry("algorithms", spec, plugin), spec.name, params)
-    bench = Bench(subject)
+    entry = Entry("algorithms", spec, plugin)
+    bench = Bench(Subject(known, entry, spec.name, params, task_kind))
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in learned.items()}
-    scores = bench.scores(material.episode(number), bench.prepared(learned=tensors))
-    found: NDArray[Any] = scores.numpy()
-    return found
+    answer = bench.scores(bench.form.episode(number), bench.prepared(learned=tensors))
+    return answer.numpy() if isinstance(answer, Tensor) else answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, final
 
@@ -139,23 +139,17 @@ def seen(
         return forward(backbone, x, "maps" if works_on == "maps" else "features")
 
 
-def given(
-    one: Episode, backbone: Backbone, works_on: str, device: torch.device = _CPU
-) -> tuple[Support, Tensor]:
-    """Support set and queries of an episode, in the form an algorithm works on."""
-    inputs = seen(one.support, backbone, works_on, device)
-    support = Support(inputs, one.labels.to(device), one.n_way, (one.seed,))
-    return support, seen(one.query, backbone, works_on, device)
-
-
 def together(pairs: Sequence[tuple[Support, Tensor]]) -> tuple[Support, Tensor]:
     """Episodes of one shape as a batch."""
     supports = [support for support, _ in pairs]
+    masks = [s.masks for s in supports if s.masks is not None]
     batch = Support(
         torch.stack([s.inputs for s in supports]),
         torch.stack([s.labels for s in supports]),
         supports[0].n_way,
         tuple(s.seeds[0] for s in supports),
+        size=supports[0].size,
+        masks=torch.stack(masks) if masks else None,
     )
     return batch, torch.stack([query for _, query in pairs])
 
@@ -175,24 +169,28 @@ _RULES = Protocol(
 )
 
 
-def _opened() -> Opened:
+def _opened(dataset: Dataset) -> Opened:
+    info = dataset.info
     spec = DatasetSpec(
-        name="stripes",
+        name=info.name,
         version="1",
         factory="medbench.conformance.material:stripes",
-        summary="Stripes",
-        modality="made up",
-        domain="stripes",
-        licence="CC0-1.0",
+        summary="Made up, for checks of plugins",
+        modality=info.modality,
+        domain=info.domain,
+        licence=info.licence,
         citation=Citation(title="Stripes", authors="medbench", venue="none", year=2026),
+        task_kind=info.task_kind,
     )
     plugin = Plugin("medbench", "0", "conformance", __name__, (), 0.0)
-    return Opened(DatasetRef(name="stripes"), Entry("datasets", spec, plugin), {}, stripes())
+    return Opened(DatasetRef(name=info.name), Entry("datasets", spec, plugin), {}, dataset)
 
 
-def source(backbone: Backbone, params: dict[str, Any], seed: int = 0) -> TaskSource:
-    """Source tasks of stripes: three ways, two shots, four queries where `params` say nothing."""
-    opened = _opened()
+def source(
+    dataset: Dataset, backbone: Backbone, params: dict[str, Any], seed: int = 0
+) -> TaskSource:
+    """Source tasks: three ways, two shots, four queries where `params` say nothing."""
+    opened = _opened(dataset)
     everything = np.arange(len(opened.dataset.labels))
     one = source_set(_RULES, opened, None, everything, all_classes(opened), None)
     assert one is not None
@@ -212,12 +210,6 @@ def training(tasks: TaskSource, n_tasks: int, seed: int = 0) -> Run:
     )
 
 
-def renamed(one: Episode, names: Tensor) -> Episode:
-    """The same task with class c called ``names[c]``."""
-    return replace(one, labels=names[one.labels], asked=names[one.asked])
-
-
-def reordered(one: Episode, seed: int = 1) -> Episode:
-    """The same task with its support images in another order."""
-    order = np.random.default_rng(seed).permutation(len(one.labels))
-    return replace(one, support=one.support[order], labels=one.labels[torch.from_numpy(order)])
+def another_order(one: Episode, seed: int = 1) -> NDArray[np.int64]:
+    """The numbers of a task's support images, shuffled."""
+    return np.random.default_rng(seed).permutation(len(one.labels))

@@ -10,13 +10,17 @@ from medbench.api import Place
 from medbench.conformance.check import Broken, DoesNotApply, Shelf
 from medbench.conformance.common import COMMON
 from medbench.conformance.subject import Subject
-from medbench.errors import DataMissing, MedbenchError
+from medbench.errors import DataMissing, MedbenchError, ProtocolError
 from medbench.opened import default_place
 from medbench.plugins import Registry, load_factory, resolve_params
 from medbench.protocols import Protocol, load_protocol
 from medbench.tasks import Resolved, resolve
 
 PROTOCOLS = Shelf("protocols")
+_TOO_FEW = (
+    "Ask for fewer shots or queries, name other targets, or bring images of more patients: those "
+    "in the support set are not asked about."
+)
 PROTOCOLS.take(*COMMON)
 
 
@@ -101,7 +105,10 @@ def _targets(rules: Rules) -> None:
 def _episodes(rules: Rules) -> None:
     for target in rules.resolved().targets:
         n = min(50, rules.protocol.episodes)
-        block = target.pool.draw(target.shape, target.episode_key, 0, n)
+        try:
+            block = target.pool.draw(target.shape, target.episode_key, 0, n)
+        except ProtocolError as error:
+            raise Broken(f"target {target.id}: {error}", _TOO_FEW) from error
         supports = np.sort(block.support, axis=1)
         if n > 1 and len(np.unique(supports, axis=0)) == 1:
             raise Broken(

@@ -23,6 +23,19 @@ class Subject:
     entry: Entry
     name: str
     params: Mapping[str, Any]
+    asked_as: str = ""
+    """Of an algorithm for several task kinds, the one it is checked in."""
+
+    @property
+    def task_kind(self) -> str:
+        """The tasks that an algorithm is given: ``classification`` and the like."""
+        return self.asked_as or _task_kinds(self.entry)[0]
+
+    @property
+    def shown(self) -> str:
+        """Its name, and which of several task kinds is meant."""
+        several = self.kind == "algorithms" and len(_task_kinds(self.entry)) > 1
+        return f"{self.name}, {self.task_kind}" if several else self.name
 
     @property
     def kind(self) -> str:
@@ -64,7 +77,19 @@ def find_subjects(
     for entry, shown in named:
         if registry.entries[entry.kind].get(entry.name) is entry:
             registry.get(entry.kind, shown)  # a family without an argument is refused in its words
-    return [Subject(registry, e, shown, _params(e, params or {})) for e, shown in named]
+    return [
+        Subject(registry, entry, shown, _params(entry, params or {}), task_kind)
+        for entry, shown in named
+        for task_kind in _task_kinds(entry)
+    ]
+
+
+def _task_kinds(entry: Entry) -> list[str]:
+    """Each task kind that has checks of its own; several labels are asked as classes are."""
+    traits = getattr(entry.spec, "traits", None)
+    kinds = ["classification"] if traits is None else traits.task_kinds
+    named = ["classification" if kind == "multilabel" else kind for kind in kinds]
+    return list(dict.fromkeys(named)) or ["classification"]
 
 
 def _unknown(registry: Registry, name: str) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medbench.api import Algorithm, Backbone, Predictor, derive_seed
+from medbench.api import Algorithm, Backbone, Detector, Predictor, Support, derive_seed
 from medbench.backbones import build_backbone, load_weights
 from medbench.config import BackboneRef
 from medbench.conformance import material
 from medbench.conformance.check import Broken, in_words
+from medbench.conformance.forms import Form, form_of
 from medbench.conformance.guards import seeded
 from medbench.conformance.material import Episode
 from medbench.conformance.subject import Subject
@@ -35,6 +36,9 @@ class Bench:
     _network: Backbone | None = None
     shared: dict[str, Any] = field(default_factory=dict)
     """What several checks look at and one of them makes."""
+
+    def __post_init__(self) -> None:
+        self.form: Form[Any] = form_of(self.subject.task_kind)
 
     @property
     def traits(self) -> Any:
@@ -76,7 +80,7 @@ class Bench:
             self._network = build_backbone(
                 self.subject.registry,
                 BackboneRef(name=wants.backbone, params=dict(wants.backbone_params)),
-                image_size=wants.image_size,
+                image_size=wants.image_size or self.form.image_size,
                 channels=1,
                 seed=0,
             )
@@ -87,7 +91,8 @@ class Bench:
         if not self.traits.meta_trains:
             return {}
         backbone = self.network()
-        tasks = material.source(backbone, dict(self.subject.params), seed)
+        params = dict(self.subject.params)
+        tasks = material.source(self.form.dataset(), backbone, params, seed)
         run = material.training(tasks, n_tasks, seed)
         with seeded(derive_seed("meta-train", seed)):
             learned = self.trainer().meta_train(backbone, tasks, run)
@@ -126,37 +131,42 @@ class Bench:
             algorithm.prepare(backbone, rest)
         return algorithm, backbone
 
+    def given(self, episode: Episode, backbone: Backbone) -> tuple[Support, Tensor]:
+        """Support set and queries of an episode, in the form the algorithm works on."""
+        return self.form.given(episode, backbone, self.traits.works_on, self.device)
+
+    def adapted(self, algorithm: Algorithm, support: Support) -> Predictor | Detector:
+        """What adapting returns. Raises `Broken` where that is not what it must be."""
+        return self.form.adapted(algorithm.adapt(support))
+
+    def answer(self, predictor: Predictor | Detector, query: Tensor, support: Support) -> Any:
+        """What predicting returns, free of its history. Raises `Broken` for another type."""
+        return self.form.answer(predictor.predict(query), support)
+
     def scores(
         self,
         episode: Episode,
         ready: tuple[Algorithm, Backbone] | None = None,
-        change: Callable[[Tensor], Tensor] = lambda query: query,
         global_seed: int = 0,
-    ) -> Tensor:
-        """Scores of an episode's queries (after `change`) from a new instance, or from `ready`.
+    ) -> Any:
+        """The answer to an episode's queries from a new instance, or from `ready`.
 
-        Raises `Broken` for what is no `Predictor` or no tensor.
+        Raises `Broken` for what is no predictor, or no answer.
         """
         algorithm, backbone = ready or self.prepared()
-        support, query = material.given(episode, backbone, self.traits.works_on, self.device)
+        support, query = self.given(episode, backbone)
         with seeded(global_seed):
-            predictor = a_predictor(algorithm.adapt(support))
-            return a_tensor(predictor.predict(change(query)))
+            return self.answer(self.adapted(algorithm, support), query, support)
 
-    def share_right(self, episodes: list[Episode], n_tasks: int) -> float:
-        """The share of queries that are answered as `asked` says, over episodes."""
+    def answers(self, episodes: list[Episode], n_tasks: int) -> list[Any]:
+        """Answers to many episodes of one shape, after a training on `n_tasks` tasks."""
         ready = self.prepared(n_tasks)
-        asked = torch.stack([one.asked for one in episodes])
-        if self.traits.batched:
-            # Many iterative methods take as long for all episodes as for one.
-            support, query = material.together(
-                [material.given(one, ready[1], self.traits.works_on) for one in episodes]
-            )
-            with seeded():
-                scores = a_tensor(a_predictor(ready[0].adapt(support)).predict(query))
-        else:
-            scores = torch.stack([self.scores(one, ready) for one in episodes])
-        return float((scores.argmax(-1).cpu() == asked).double().mean())
+        if not self.traits.batched:
+            return [self.scores(one, ready) for one in episodes]
+        # Many iterative methods take as long for all episodes as for one.
+        support, query = material.together([self.given(one, ready[1]) for one in episodes])
+        with seeded():
+            return list(self.answer(self.adapted(ready[0], support), query, support))
 
 
 def call(factory: Callable[..., Any], params: Mapping[str, Any], path: str) -> Any:
@@ -173,25 +183,3 @@ def call(factory: Callable[..., Any], params: Mapping[str, Any], path: str) -> A
             f"{path} does not take the parameters of its spec ({', '.join(params) or 'none'}): "
             f"{in_words(error)}"
         ) from error
-
-
-def a_predictor(found: object) -> Predictor:
-    """`found`, when it is what `adapt` must return."""
-    if not isinstance(found, Predictor):
-        raise Broken(
-            f"adapt returned {type(found).__name__}, and a medbench.api.Predictor is needed."
-        )
-    return found
-
-
-def a_tensor(found: object) -> Tensor:
-    """`found` without its history, when it is what `predict` must return."""
-    if not isinstance(found, Tensor):
-        raise Broken(f"predict returned {type(found).__name__}, and a torch.Tensor is needed.")
-    return found.detach()
-
-
-def gap(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the range of the expected scores."""
-    scale = (expected.max() - expected.min()).clamp_min(1e-6)
-    return float(((found - expected).abs().max() / scale).cpu())

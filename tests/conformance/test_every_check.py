@@ -12,7 +12,7 @@ import torch
 import wrong_specs
 
 from medbench.conformance.check import Examination, Result
-from medbench.conformance.subject import Subject, _params
+from medbench.conformance.subject import Subject, _params, find_subjects
 from medbench.conformance.suite import SHELVES, checks_of, examine
 from medbench.plugins import Entry, Plugin, Registry, registry
 
@@ -81,6 +81,47 @@ def test_right_masks_and_boxes_pass_every_check(factory, kind):
     found = results("datasets", wrong_specs._dataset("targets", factory, task_kind=kind))
     assert {n: r.text for n, r in found.items() if r.status not in ("ok", "does not apply")} == {}
     assert found["targets"].status == "ok"
+
+
+# --- methods for masks and boxes -----------------------------------------------------------------
+
+MARK_CASES = [
+    pytest.param(check, spec, id=f"{kind}-{spec.name.removeprefix('wrong/')}")
+    for kind, by_check in wrong_specs.MARKS.items()
+    for check, specs in by_check.items()
+    for spec in specs
+]
+# They take longest, and are asked of the right methods and of those that are wrong in them.
+SLOW = {"above-chance", "shuffled-labels", "query-labels"}
+# These do not depend on the task kind, and are proved above.
+ELSEWHERE = COMMON | {"other-process", "no-network", "no-writing"}
+
+
+@pytest.mark.parametrize(("check", "spec"), MARK_CASES)
+def test_a_wrong_method_for_masks_or_boxes_fails_the_one_check_that_is_for_it(check, spec):
+    asked = examination("algorithms", spec)
+    left_out = ELSEWHERE | SLOW - {check}
+    found = [asked.result(name) for name in checks_of("algorithms") if name not in left_out]
+    assert {r.check.id for r in found if r.bad} == {check}, [(r.check.id, r.text) for r in found]
+    assert len(asked.result(check).text) > 20
+
+
+@pytest.mark.parametrize("kind", wrong_specs.MARKS)
+def test_right_methods_for_masks_and_boxes_pass_every_check(kind):
+    found = results("algorithms", wrong_specs.RIGHT_MARKS[kind])
+    assert {n: r.text for n, r in found.items() if r.status not in ("ok", "does not apply")} == {}
+
+
+def test_a_method_for_two_task_kinds_is_checked_in_each():
+    right = wrong_specs.RIGHT_MARKS["segmentation"]
+    both = replace(right.traits, task_kinds=("classification", "multilabel", "segmentation"))
+    known = Registry(entries={k: dict(v) for k, v in registry().entries.items()})
+    spec = replace(right, traits=both)
+    known.entries["algorithms"][spec.name] = Entry("algorithms", spec, PLUGIN)
+    found = find_subjects(known, spec.name)
+    assert [subject.task_kind for subject in found] == ["classification", "segmentation"]
+    assert examine(found[0]).result("shapes").status == "failed"
+    assert examine(found[1]).result("shapes").status == "ok"
 
 
 @pytest.mark.parametrize("kind", SHELVES)

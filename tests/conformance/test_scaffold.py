@@ -10,7 +10,7 @@ import pytest
 from fresh import FreshEnvironment
 from medbench.errors import UsageError
 from medbench.plugins import registry
-from medbench.scaffold import KINDS, scaffold
+from medbench.scaffold import scaffold
 
 NAMES = {
     "algorithm": "acme/city-block",
@@ -18,33 +18,40 @@ NAMES = {
     "dataset": "acme/smears",
     "protocol": "acme/three-shots",
 }
-OWN = ",".join(name.replace("/", "-") for name in NAMES.values())
+# Other beginnings, as (kind, name, what `--with` says).
+VARIANTS = (
+    ("algorithm", "acme/prototypes", "meta-train"),
+    ("algorithm", "acme/outlines", "masks"),
+    ("dataset", "acme/marks", "masks"),
+)
+MADE = (*((kind, name, None) for kind, name in NAMES.items()), *VARIANTS)
+OWN = ",".join(name.replace("/", "-") for _, name, _ in MADE)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> FreshEnvironment:
-    """All four new distributions, installed by pip."""
+    """All new distributions, installed by pip."""
     folder = tmp_path_factory.mktemp("new")
-    for kind, name in NAMES.items():
-        scaffold(kind, name, registry(), folder / kind)
-    return FreshEnvironment.of(folder / "venv", *(folder / kind for kind in NAMES))
+    folders = [folder / name.replace("/", "-") for _, name, _ in MADE]
+    for where, (kind, name, variant) in zip(folders, MADE, strict=True):
+        scaffold(kind, name, registry(), where, variant)
+    return FreshEnvironment.of(folder / "venv", *folders)
 
 
 def test_new_plugins_are_listed_with_their_distribution(place):
     done = place.medbench("list", "--json", MEDBENCH_PLUGINS=OWN)
     assert done.returncode == 0, done.stderr
     listed = json.loads(done.stdout)
-    for kind, name in NAMES.items():
+    for kind, name, _ in MADE:
         rows = {row["name"]: row for row in listed[f"{kind}s"]}
         assert rows[name]["distribution"] == name.replace("/", "-")
-    assert "acme/smears-sites" in {row["name"] for row in listed["protocols"]}
+    assert {"acme/smears-sites", "acme/marks-sites"} <= {r["name"] for r in listed["protocols"]}
     assert "left out" not in done.stderr
 
 
 def test_new_plugins_pass_every_check(place):
-    done = place.medbench(
-        "check", *NAMES.values(), "acme/smears-sites", "--json", MEDBENCH_PLUGINS=OWN
-    )
+    names = [*(name for _, name, _ in MADE), "acme/smears-sites", "acme/marks-sites"]
+    done = place.medbench("check", *names, "--json", MEDBENCH_PLUGINS=OWN)
     found = json.loads(done.stdout)
     bad = [
         (row["name"], c["check"], c["text"])
@@ -54,7 +61,7 @@ def test_new_plugins_pass_every_check(place):
     ]
     assert bad == []
     assert done.returncode == 0
-    assert len(found) == 5
+    assert len(found) == len(names)
 
 
 def test_new_plugins_are_measured_in_the_quickstart_suite(place, tmp_path):
@@ -69,6 +76,7 @@ def test_new_plugins_are_measured_in_the_quickstart_suite(place, tmp_path):
         f"--set=protocols=[{', '.join(protocols)}]",
         "--set=algorithms=[acme/city-block]",
         "--set=backbones=[acme/small-net]",
+        "--set=budget.episodes=5",
         f"--out={tmp_path / 'out'}",
         "--workers=1",
         MEDBENCH_PLUGINS=OWN,
@@ -82,12 +90,12 @@ def test_new_plugins_are_measured_in_the_quickstart_suite(place, tmp_path):
     assert {r["cell"]["backbone"] for r in records} == {"acme/small-net"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_new_distribution_has_all_that_an_author_needs(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "name", "variant"), MADE)
+def test_a_new_distribution_has_all_that_an_author_needs(kind, name, variant, tmp_path):
     folder = tmp_path / "new"
-    made = scaffold(kind, NAMES[kind], registry(), folder)
+    made = scaffold(kind, name, registry(), folder, variant)
     written = {path.relative_to(folder).as_posix() for path in made}
-    package = NAMES[kind].replace("/", "_").replace("-", "_")
+    package = name.replace("/", "_").replace("-", "_")
     assert written >= {
         "pyproject.toml",
         "README.md",
@@ -128,6 +136,14 @@ def test_a_name_that_cannot_be_used_is_refused_with_one_that_can(
         scaffold("algorithm", name, registry())
     assert words in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_beginning_that_a_kind_does_not_have_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="takes no --with, and not --with masks"):
+        scaffold("backbone", "acme/net", registry(), tmp_path / "new", "masks")
+    with pytest.raises(UsageError, match="takes --with masks, and not --with meta-train"):
+        scaffold("dataset", "acme/data", registry(), tmp_path / "new", "meta-train")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_exists_is_never_written_into(tmp_path):

@@ -235,6 +235,87 @@ PROTOCOLS = {
     "episodes": [_protocol("episodes", "all-images")],
     "spec": [replace(_protocol("spec", "right"), summary="?")],
 }
+
+
+def _marks(kind: str, check: str, factory: str, **traits) -> AlgorithmSpec:
+    traits = {"works_on": "maps", "task_kinds": (kind,)} | traits
+    return replace(_algorithm(check, factory, **traits), factory=f"wrong_marks:{factory}")
+
+
+def _each(kind: str, **factories: tuple[str, ...]) -> dict[str, list[AlgorithmSpec]]:
+    names = {check.replace("_", "-"): factories for check, factories in factories.items()}
+    return {check: [_marks(kind, check, f) for f in found] for check, found in names.items()}
+
+
+MASKS = _each(
+    "segmentation",
+    shapes=("AsLargeAsTheMap", "Binary", "ClassesLast", "Windows"),
+    finite=("Infinite",),
+    alike_images=("Standardises",),
+    one_shot=("PooledVariance",),
+    two_way=("OneColumnForTwo",),
+    unequal_shots=("Reshapes",),
+    one_query=("Squeezes",),
+    all_classes=("AtMostFive",),
+    adapted_count=("CountsAdapted",),
+    deterministic=("TrueRandom",),
+    random_state=("GlobalRandom",),
+    predict_twice=("CountsCalls",),
+    episodes_apart=("Remembers",),
+    label_permutation=("PrefersFirst",),
+    support_order=("LastImageWins",),
+    query_alone=("AmongOthers",),
+    above_chance=("Nothing", "Everything", "Upside"),
+    support_untouched=("FillsMasks",),
+    query_labels=("WalksFrames", "FindsDataset"),
+) | {
+    "batched": [_marks("segmentation", "batched", "BatchedByMistake", batched=True)],
+    "shuffled-labels": [
+        _marks(
+            "segmentation",
+            "shuffled-labels",
+            "ReadsOrder",
+            transductive=True,
+            excuses=(Excuse("label-permutation", "counts queries off by class number"),),
+        )
+    ],
+    "backbone-untouched": [
+        _marks("segmentation", "backbone-untouched", "MovesStatistics", works_on="images")
+    ],
+}
+BOXES = _each(
+    "detection",
+    shapes=("AsTensors", "OneForAll", "FromOne", "RowsFirst", "NoDetector"),
+    finite=("NotANumber",),
+    one_shot=("PooledSpread",),
+    one_query=("FirstAlone",),
+    deterministic=("NoisyScores",),
+    random_state=("GlobalBoxes",),
+    predict_twice=("CountsBoxCalls",),
+    episodes_apart=("RemembersBoxes",),
+    label_permutation=("FirstIsLikelier",),
+    support_order=("LastBoxWins",),
+    query_alone=("BestOfAllQueries",),
+    above_chance=("Shares", "InPlaces", "WorstFirst", "Silent"),
+    support_untouched=("ScalesBoxes",),
+    query_labels=("KnowsBoxes",),
+) | {
+    "batched": [_marks("detection", "batched", "Windows", batched=True)],
+    "shuffled-labels": [
+        _marks(
+            "detection",
+            "shuffled-labels",
+            "BoxesByOrder",
+            transductive=True,
+            excuses=(Excuse("label-permutation", "counts queries off by class number"),),
+        )
+    ],
+}
+MARKS = {"segmentation": MASKS, "detection": BOXES}
+RIGHT_MARKS = {
+    "segmentation": _marks("segmentation", "right", "Places"),
+    "detection": _marks("detection", "right", "Windows"),
+}
 WRONG = {
     "algorithms": ALGORITHMS,
     "backbones": BACKBONES,

@@ -55,6 +55,17 @@ def test_one_of_several_labels_has_no_chance_to_name(protonet):
     assert "guessing" not in explain(changed(protonet, summary=summary))
 
 
+def test_masks_and_boxes_are_told_in_their_own_measures(protonet):
+    cell = {**protonet.data["cell"], "way": 1}
+    text = explain(changed(protonet, cell=cell, summary={"dice": 0.625, "iou": 0.5}))
+    assert "1 class at a time, 1 labelled image each" in text
+    assert "The Dice score of its masks is 0.625" in text
+    assert "Also: iou 0.500." in text
+    text = explain(changed(protonet, summary={"ap50": 0.25, "froc": 0.5}))
+    assert "The average precision of its boxes is 0.250" in text
+    assert "answered rightly" not in text
+
+
 def test_a_cell_without_training_says_so(protonet):
     assert "Nothing was meta-trained" in explain(changed(protonet, training=None))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from click.shell_completion import ShellComplete, get_completion_class
+from click.shell_completion import get_completion_class
 
 import medbench
 from medbench.cli import cli
@@ -225,20 +225,6 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "html" / "reference" / "hooks.html").is_file()
-
-
-@pytest.mark.parametrize(
-    ("words", "begun", "offered"),
-    [
-        ([], "expl", {"explain"}),
-        (["board"], "", {"init", "add", "build", "check"}),
-        (["gate"], "--thr", {"--thresholds"}),
-        (["new"], "al", {"algorithm"}),
-    ],
-)
-def test_commands_and_options_complete_in_the_shell(words, begun, offered):
-    found = ShellComplete(cli, {}, "medbench", "_MEDBENCH_COMPLETE").get_completions(words, begun)
-    assert {item.value for item in found} == offered
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

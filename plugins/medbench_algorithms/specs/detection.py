@@ -48,7 +48,7 @@ PROTOTYPE_BOXES: Final = AlgorithmSpec(
     factory="medbench_algorithms.dense.prototype_boxes:PrototypeBoxes",
     summary="Windows of the backbone's map near the mean feature of a class's support boxes",
     family="detection",
-    traits=Traits(works_on="maps", adapts="nothing", task_kinds=("detection",)),
+    traits=Traits(works_on="maps", adapts="prototypes", task_kinds=("detection",)),
     citation=Citation(
         title="Discriminative Decorrelation for Clustering and Classification",
         authors="Bharath Hariharan, Jitendra Malik, Deva Ramanan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from medbench.api import AlgorithmSpec, Citation, Traits
@@ -36,7 +37,7 @@ MASKED_PROTOTYPES: Final = AlgorithmSpec(
     factory="medbench_algorithms.dense.masked_prototypes:MaskedPrototypes",
     summary="PANet's masked prototypes: nearest class mean, place by place, on the backbone as is",
     family="segmentation",
-    traits=_ON_MAPS,
+    traits=replace(_ON_MAPS, adapts="prototypes"),
     citation=_WANG,
     licence=LICENCE,
     parameters=(positive("alpha", 20.0, "what cosines are multiplied by"), _CENTRE),
@@ -48,7 +49,7 @@ LOCAL_PROTOTYPES: Final = AlgorithmSpec(
     factory="medbench_algorithms.dense.local_prototypes:LocalPrototypes",
     summary="ALPNet's local prototypes: a class has one for each window it fills",
     family="segmentation",
-    traits=_ON_MAPS,
+    traits=replace(_ON_MAPS, adapts="prototypes"),
     citation=Citation(
         title="Self-Supervision with Superpixels: Training Few-shot Medical Image Segmentation "
         "without Annotation",
