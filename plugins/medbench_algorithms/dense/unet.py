@@ -96,7 +96,9 @@ class ScratchUNet(Algorithm):
 
 def _fresh(channels: int, n_out: int, width: int, draws: Generator) -> UNet:
     """A network with weights from `draws` (He et al. 2015), whatever torch's global state."""
-    network = UNet(channels, n_out, width)
+    # Layers fill themselves from the global state first, which is put back.
+    with torch.random.fork_rng(devices=[]):
+        network = UNet(channels, n_out, width)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=draws)

@@ -54,13 +54,7 @@ CONFORMANCE: dict[str, Conformance] = {
         excuses=(Excuse("support-order", _IN_ORDER, {"fce": (True,)}),)
     ),
     # Trained anew in every task.
-    "unet-scratch": Conformance(
-        params={"steps": 40},
-        excuses=(
-            *_ROWS,
-            Excuse("random-state", "its layers are filled by torch before its own seed fills them"),
-        ),
-    ),
+    "unet-scratch": Conformance(params={"steps": 40}, excuses=_ROWS),
     "prototype-boxes": Conformance(
         excuses=(Excuse("label-permutation", "thins out windows in the order of classes"),)
     ),
