@@ -20,7 +20,10 @@ def test_all_datasets_are_there() -> None:
     families = {name for name, spec in SPECS.items() if spec.takes_argument}
     targets = {"voc", "coco", "masks", "boxes", "npz-masks", "msd", "dicom"}
     assert families == {"npz", "folder", "csv", "synthetic"} | targets
-    assert set(SPECS) == {f"medmnist/{n}" for n in MEDMNIST} | families | {"omniglot", "synthetic-vessels"}
+    assert set(SPECS) == {f"medmnist/{n}" for n in MEDMNIST} | families | {
+        "omniglot",
+        "synthetic-vessels",
+    }
     assert len(MEDMNIST) == 18
 
 
