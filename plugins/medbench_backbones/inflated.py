@@ -211,8 +211,10 @@ def _check(network: Backbone, size: int) -> None:
         found = _outputs(repeating.eval(), volumes)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         raise _differs(network, f"fails on a volume: {str(error).splitlines()[0]}") from error
-    for name in wanted.keys() & found.keys():
-        flat, deep = wanted[name], found[name]
+    for name, flat in wanted.items():
+        if name not in found:
+            continue
+        deep = found[name]
         if flat.ndim == 4:
             flat = flat.unsqueeze(2)
         where = f"gives, in {name or 'the whole'}, on a volume of equal slices"
