@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from medbench.api import ContractError, InputSpec
+from medbench.api import ContractError, InputSpec, Support, Unavailable
 from medbench.backbones import build_backbone
 from medbench.config import BackboneRef, Suite
 from medbench.embed import ImageStore, features_of, to_input
@@ -18,7 +18,7 @@ from medbench.ingredients import Ingredients
 from medbench.jobs import Folders, Manner
 from medbench.opened import default_place, open_dataset
 from medbench.plan import build_plan
-from medbench.plugins import registry
+from medbench.plugins import load_factory, registry
 from medbench.protocols import DatasetRef, Protocol, load_protocol
 from medbench.tasks import resolve
 from medbench.worker import execute
@@ -229,6 +229,17 @@ def test_a_target_without_sources_is_tested_by_methods_that_need_none(monkeypatc
         build_plan(suite_of(["conv4-3d"], [probe]), registry(), default_place())
     with pytest.raises(ProtocolError, match="protonet meta-trains, and nothing is left"):
         build_plan(suite_of(["conv4-3d"], ["protonet"]), registry(), default_place())
+
+
+@pytest.mark.parametrize("name", ["support-augmentation", "mixup-support"])
+def test_methods_that_change_flat_images_refuse_volumes(name):
+    entry = registry().get("algorithms", name)
+    algorithm = load_factory(entry)()
+    ref = BackboneRef(name="conv4-3d", params={"width": 2})
+    algorithm.prepare(build_backbone(registry(), ref, image_size=16, channels=1, seed=0), {})
+    support = Support(torch.rand(2, 1, 16, 16, 16), torch.tensor([0, 1]), 2, (0,))
+    with pytest.raises(Unavailable, match="flat images, and these are volumes"):
+        algorithm.adapt(support)
 
 
 @pytest.mark.data

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medbench.api import Algorithm, Backbone, ContractError, Support
+from medbench.api import Algorithm, Backbone, ContractError, Support, Unavailable
 from medbench_algorithms.augmentation.of_images import OfImages, embed, soft_logistic
 from medbench_algorithms.common.linear import one_hot
 
@@ -81,6 +81,11 @@ class MixupSupport(Algorithm):
 
     def mixed(self, support: Support) -> tuple[Tensor, Tensor]:
         """Mixtures ``(n_mixed * n_support, C, H, W)`` and their labels' shares, float64."""
+        if support.inputs.ndim != 4:
+            raise Unavailable(
+                "Rectangles are cut from flat images, and these are volumes; use a method that "
+                "does not change its support images."
+            )
         n, generator = len(support.inputs), support.generator()
         orders = torch.cat(
             [torch.randperm(n, generator=generator) for _ in range(self.n_mixed)]

@@ -75,6 +75,6 @@ class SupportAugmentation(Algorithm):
 
     def augmented(self, support: Support, backbone: Backbone) -> Tensor:
         """The support images, then all of them changed, ``n_augmented`` times."""
-        copies = support.inputs.repeat(self.n_augmented, 1, 1, 1)
+        copies = support.inputs.repeat(self.n_augmented, *(1,) * (support.inputs.ndim - 1))
         drawn = self.transforms.draw(len(copies), support.generator())
         return torch.cat([support.inputs, self.transforms.apply(copies, drawn, backbone.input)])
