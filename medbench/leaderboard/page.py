@@ -27,8 +27,8 @@ from medbench.yamlfile import Document
 SUITE = "suite.yaml"
 _TEMPLATES = Path(__file__).with_name("templates")
 STYLES = ("page.css",)
-SCRIPTS = ("data.js", "make.js", "rows.js", "table.js", "plots.js", "budget.js", "compare.js",
-           "details.js", "start.js")  # fmt: skip
+SCRIPTS = ("data.js", "make.js", "rows.js", "table.js", "plots.js", "critical.js",
+           "budget.js", "compare.js", "details.js", "start.js")  # fmt: skip
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
             "\u2029": "\\u2029"}  # fmt: skip
 

@@ -17,6 +17,7 @@ from medbench.leaderboard.numbers import score_of, shares
 from medbench.leaderboard.page_facts import Facts, Pool, place_slug
 from medbench.leaderboard.page_pairs import LIMIT, lower_is_better, packed_pairs
 from medbench.records import slug
+from medbench.stats import joined
 
 # Raised when what the script of a page expects of its data changes.
 SCHEMA = 1
@@ -168,10 +169,30 @@ def _table(
         "place": place_slug(everyone[0]) if everyone else "",
         # Failed cells have a part of the page of their own.
         "facts": [line for line in facts(table) if not line.startswith("failed: ")],
+        "across": _across(table),
         "n": len(table.rows),
         "rows": {n: _packed(v) for n, v in columns.items()},
         "counts": _packed([len(row) for row in members]),
         "records": records,
+    }
+
+
+def _across(table: Table) -> dict[str, Any] | None:
+    """Rows by their mean rank over data sets, and between which of them a diagram draws bars."""
+    found = table.across
+    if found is None:
+        return None
+    place = {row.key: i for i, row in enumerate(table.rows)}
+    order = sorted(range(len(found.mean_ranks)), key=lambda i: found.mean_ranks[i])
+    rank = {method: i for i, method in enumerate(order)}
+    bars = joined(found.mean_ranks, found.critical_difference)
+    return {
+        "n": found.n_datasets,
+        "p": float(f"{found.p:.2g}"),
+        "difference": round(found.critical_difference, 4),
+        "rows": [place[table.across_rows[i]] for i in order],
+        "ranks": [round(found.mean_ranks[i], 4) for i in order],
+        "bars": [[rank[bar[0]], rank[bar[-1]]] for bar in bars],
     }
 
 

@@ -5,7 +5,7 @@ scipy is imported where it is used, so that a table of one training seed is made
 
 from __future__ import annotations
 
-from medbench.stats.across import AcrossDatasets, across_datasets, friedman
+from medbench.stats.across import AcrossDatasets, across_datasets, friedman, joined
 from medbench.stats.bayes import Posterior, signed_rank
 from medbench.stats.bootstrap import (
     REPLICATES,
@@ -60,6 +60,7 @@ __all__ = [
     "friedman",
     "group_replicates",
     "holm",
+    "joined",
     "means",
     "midranks",
     "p_best",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,29 @@ def across_datasets(scores: Floats) -> AcrossDatasets:
         wilcoxon_holm=tuple(own.tolist()),
         groups=tuple(groups[i] for i in range(k)),
     )
+
+
+def joined(mean_ranks: Sequence[float], critical_difference: float) -> list[tuple[int, ...]]:
+    """The largest sets of methods that Nemenyi's test does not tell apart: bars of a diagram.
+
+    Each set holds methods by number, in the order of their `mean_ranks`, and all of it lies within
+    less than the `critical_difference`: so far apart, two methods differ (Demšar 2006, section
+    3.2.2). A method that differs from all others is in no set.
+
+    >>> joined([3.0, 1.0, 2.5], 1.0)
+    [(2, 0)]
+    """
+    order = sorted(range(len(mean_ranks)), key=lambda i: mean_ranks[i])
+    sets: list[tuple[int, ...]] = []
+    reached = 0
+    for start, first in enumerate(order):
+        end = start + 1
+        while end < len(order) and mean_ranks[order[end]] - mean_ranks[first] < critical_difference:
+            end += 1
+        if end > reached and end - start > 1:
+            sets.append(tuple(order[start:end]))
+        reached = max(reached, end)
+    return sets
 
 
 def friedman(scores: Floats) -> tuple[float, float]:

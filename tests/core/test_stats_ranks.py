@@ -14,6 +14,7 @@ from medbench.stats import (
     better_than,
     friedman,
     holm,
+    joined,
     midranks,
     p_best,
     p_values,
@@ -125,6 +126,69 @@ def test_ranks_and_the_critical_difference_are_autoranks():
     assert theirs.pvalue == pytest.approx(found.p)
     ranks = theirs.rankdf["meanrank"].loc[list("abcd")].to_numpy()
     np.testing.assert_allclose(ranks, found.mean_ranks)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sets"),
+    [
+        ((1.0, 2.0, 3.0), []),
+        ((1.0, 1.9, 2.8), [(0, 1), (1, 2)]),
+        ((2.8, 1.0, 1.9), [(1, 2), (2, 0)]),
+        ((1.0, 1.4, 1.9, 2.3, 5.0), [(0, 1, 2), (1, 2, 3)]),
+        # No set within another: the last two are in the second.
+        ((1.0, 1.5, 1.95, 2.45, 2.45), [(0, 1, 2), (1, 2, 3, 4)]),
+        ((2.0, 2.0, 2.0), [(0, 1, 2)]),
+        # As far apart as the critical difference is apart.
+        ((1.0, 2.0, 2.5, 3.5), [(1, 2)]),
+        ((1.0, 4.0, 7.0, 7.5), [(2, 3)]),
+    ],
+)
+def test_bars_are_the_largest_sets_within_the_critical_difference(ranks, sets):
+    assert joined(ranks, 1.0) == sets
+
+
+def test_bars_of_demsars_example():
+    # Mean ranks of C4.5, and of it with m, cf, or both tuned, on 14 data sets (his section 3.2.2);
+    # his table 5a has q of 0.05 and 0.10 for 4 classifiers.
+    ranks, off = (3.143, 2.000, 2.893, 1.964), np.sqrt(4 * 5 / (6 * 14))
+    assert joined(ranks, 2.569 * off) == [(3, 1, 2, 0)]
+    # Plain C4.5 is worse than that with m or both, and with cf alone nothing can be said.
+    assert joined(ranks, 2.291 * off) == [(3, 1, 2), (2, 0)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bars_are_every_largest_set_that_nemenyis_test_leaves_together(seed):
+    x = np.random.default_rng(seed).random((12, 8)) + 0.15 * np.arange(8)
+    found = across_datasets(x)
+    apart = {p for p, v in zip(found.pairs, found.nemenyi, strict=True) if v < 0.05}
+    together = [
+        set(some)
+        for n in range(2, 9)
+        for some in itertools.combinations(range(8), n)
+        if not apart & set(itertools.combinations(some, 2))
+    ]
+    largest = [s for s in together if not any(s < other for other in together)]
+    bars = joined(found.mean_ranks, found.critical_difference)
+    assert sorted(map(sorted, bars)) == sorted(map(sorted, largest))
+    assert len(bars) > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bars_are_those_that_scikit_posthocs_draws(seed):
+    posthocs = pytest.importorskip("scikit_posthocs")
+    from matplotlib.figure import Figure
+
+    x = np.random.default_rng(20 + seed).random((12, 9)) + 0.12 * np.arange(9)
+    found = across_datasets(x)
+    theirs = posthocs.critical_difference_diagram(
+        dict(enumerate(found.mean_ranks)),
+        posthocs.posthoc_nemenyi_friedman(x),
+        ax=Figure().add_subplot(),
+    )
+    drawn = sorted(sorted(line.get_xdata()) for (line,) in theirs["crossbars"])
+    bars = joined(found.mean_ranks, found.critical_difference)
+    assert sorted([found.mean_ranks[i] for i in bar] for bar in bars) == drawn
+    assert len(bars) > 1
 
 
 def test_the_critical_difference_is_demsars():

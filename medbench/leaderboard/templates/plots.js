@@ -28,7 +28,7 @@ function drawPlots(rows) {
     ? ` The rows shown are of several tables; drawn is ${visible(table.title)}.` : '';
   there.replaceChildren(
     h('p', {}, named(visible(table.title)), ` (${visible(table.hardware)}).${note}`),
-    paretoFigure(own), rankFigure(own));
+    paretoFigure(own), rankFigure(own), ...criticalFigures(table));
 }
 
 function frontOf(points, cost) {
