@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -262,7 +261,8 @@ def test_a_folder_that_vanishes_stops_the_run_and_fails_no_cell(suite, tmp_path)
         command, env=os.environ | {"TOY_SLEEP": "0.02"}, stderr=subprocess.PIPE, text=True
     )
     wait_for(lambda: list(out.glob("logs/*")))
-    shutil.rmtree(out)
+    # Moved and not removed, as a job that writes at that moment would keep a folder from going.
+    out.rename(tmp_path / "elsewhere")
     _, told = run.communicate(timeout=120)
     assert run.returncode == 2, told
     assert "or is gone" in told
