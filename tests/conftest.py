@@ -14,8 +14,8 @@ import pytest
 
 from medbench import plugins, sourcecode
 
-# Several tests run at a time: threads of one would wait in turns for those of the others, which took
-# a third of all processor time. Set before torch is imported, and handed on to child processes.
+# Several tests run at a time: threads of one would wait in turns for those of the others, which
+# took a third of all processor time. Set before torch is imported; child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
