@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from medbench.contention import CoreWait
-from medbench.measure import clock
+from medbench.measure import clock, settle
 
 # Raised whenever the work below changes: numbers of two versions are not compared.
 VERSION = 1
@@ -60,10 +60,11 @@ class Calibration:
         times: dict[str, list[float]] = {name: [] for name in self._work}
         for _ in range(n):
             for name, work in self._work.items():
-                waited, start = self._wait.seconds(), clock(self._device)
+                start, waited = clock(self._device), self._wait.seconds()
                 work()
-                seconds = clock(self._device) - start
-                times[name].append(max(seconds - self._wait.seconds() + waited, 1e-9))
+                settle(self._device)
+                waited = self._wait.seconds() - waited
+                times[name].append(clock(self._device) - start - waited)
         return times
 
     def _multiply(self) -> object:

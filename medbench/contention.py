@@ -13,7 +13,11 @@ _SCHEDSTAT = Path("/proc/self/schedstat")
 
 
 class CoreWait:
-    """Reads the time that the main thread has waited for a core so far (Linux; else 0)."""
+    """Reads the time that the main thread has waited for a core so far (Linux; else 0).
+
+    What is taken out of a time is read within it, after the clock at its start and before the one
+    at its end: another process may get its turn between the two, and the wait exceed the time.
+    """
 
     def __init__(self) -> None:
         try:

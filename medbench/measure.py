@@ -45,9 +45,14 @@ def pick_device(name: str) -> torch.device:
 
 def clock(device: torch.device) -> float:
     """Seconds, after all work queued on the device is done."""
+    settle(device)
+    return time.perf_counter()
+
+
+def settle(device: torch.device) -> None:
+    """Wait until all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 class PeakMemory:

@@ -149,8 +149,7 @@ def level(round_: Round, name: str, *, net: bool) -> float:
     """The log of the median time of an episode, in this process."""
     values = np.asarray(round_.times[name], dtype=np.float64)
     if net:
-        # The kernel's clock and ours differ by microseconds: a net time stays positive.
-        values = np.maximum(values - np.asarray(round_.waits[name]), 1e-6)
+        values = values - np.asarray(round_.waits[name])
     return float(np.log(max(float(np.median(values)), 1e-9)))
 
 

@@ -107,7 +107,7 @@ def _round(record: Record) -> Round:
                 columns = [np.asarray(raw[s], dtype=np.float64) for s in stages]
                 times[name] = tuple(np.sum(columns, axis=0).tolist())
                 if WAITS[name] in raw:
-                    waits[name] = tuple(float(v) for v in raw[WAITS[name]])
+                    waits[name] = _waits(raw[WAITS[name]], times[name])
             elif name in costs.get("times", {}):
                 times[name] = (float(costs["times"][name]["median"]),)
         except (KeyError, TypeError, ValueError) as error:
@@ -124,6 +124,13 @@ def _round(record: Record) -> Round:
         memory={k: int(v) for k, v in costs.get("memory", {}).items() if v is not None},
         load=costs.get("load_average"),
     )
+
+
+def _waits(raw: Sequence[float], times: Sequence[float]) -> tuple[float, ...]:
+    """The waits for a core; none where one exceeds its time, as records of old may say."""
+    found = tuple(float(v) for v in raw)
+    # Times and waits are rounded in the record.
+    return found if all(w < t + 1e-6 for w, t in zip(found, times, strict=True)) else ()
 
 
 def _merge(same: Sequence[CellResult]) -> CellResult:

@@ -27,7 +27,8 @@ def round_at():
 def run_folder(tmp_path):
     """Write the records of a run: ``run_folder("name", {"protonet": {...}})``; returns its folder.
 
-    Each algorithm may set scores, adapt (seconds), tensor_bytes, status, hardware, version.
+    Each algorithm may set scores, adapt (seconds), tensor_bytes, status, hardware, version,
+    waits (seconds an episode).
     """
 
     def make(name, cells, second=0, planned=None):
@@ -57,6 +58,7 @@ def _record(
     episodes="e",
     speed=0.002,
     raw=True,
+    waits=None,
 ):
     created = (START + datetime.timedelta(seconds=second)).isoformat()
     data = {
@@ -81,6 +83,9 @@ def _record(
         if raw:
             stages = ("support_feature_s", "adapt_s", "query_feature_s", "predict_s")
             data["costs"]["episodes"] = {s: [stage["median"]] * 6 for s in stages}
+            if waits is not None:
+                both = ("adaptation_wait_s", "prediction_wait_s")
+                data["costs"]["episodes"] |= {name: [waits] * 6 for name in both}
             data["costs"]["calibration"] = {
                 "version": 1, "matmul_s": [speed] * 2, "stream_s": [speed] * 2,
                 "dispatch_s": [speed] * 2,

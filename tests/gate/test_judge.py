@@ -325,3 +325,11 @@ def test_a_baseline_that_is_not_there_yet_is_refused_with_the_command_that_write
     with pytest.raises(SystemExit):
         main(["gate", str(file), str(now), "--update"])
     assert f"{file}: 1 cell of {now}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("waits", "kept"), [(0.0, True), (0.015, True), (0.025, False)])
+def test_waits_longer_than_their_times_are_not_believed(run_folder, waits, kept):
+    side = read_side(run_folder("a", {"m": {"adapt": 0.02, "waits": waits}}), "accuracy")
+    (cell,) = side.cells.values()
+    expected = (waits,) * 6 if kept else ()
+    assert cell.rounds[0].waits == dict.fromkeys(("adaptation_s", "prediction_s"), expected)
