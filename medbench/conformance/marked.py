@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medbench.api import Boxes, Dataset, DatasetInfo, derive_seed
-from medbench.conformance.material import Episode, another_order
+from medbench.conformance.material import Episode, another_order, draw
 
 N_CLASSES = 6
 SIDE = 32
@@ -125,27 +125,18 @@ def marked_episode(
     As `medbench.conformance.material.episode`; with `lone` no image shows two discs.
     """
     rng = np.random.default_rng(derive_seed("marked", number, tuple(shots), n_query, noise, lone))
-    way = len(shots)
-    classes = rng.permutation(N_CLASSES)[:way]
-    labels = np.repeat(np.arange(way), shots)
-    asked = rng.permutation(np.arange(n_query) % way)
     usable = np.array([i for i in range(_PER_CLASS) if not lone or i % _SECOND])
-    order = rng.permuted(np.tile(usable, (way, 1)), axis=1)
-    taken = np.zeros(way, np.int64)
-    rows = np.empty(len(labels) + n_query, np.int64)
-    for place, c in enumerate([*labels, *asked]):
-        rows[place] = classes[c] * _PER_CLASS + order[c, taken[c]]
-        taken[c] += 1
-    images, masks = data.read(rows), data.read_masks(rows)[:, classes]
+    drawn = draw(rng, shots, n_query, N_CLASSES, usable, _PER_CLASS)
+    images, masks = data.read(drawn.rows), data.read_masks(drawn.rows)[:, drawn.classes]
     if noise:
         images = rng.integers(0, 256, images.shape, dtype=np.uint8)
-    n = len(labels)
+    n = len(drawn.labels)
     return MarkedEpisode(
         images[:n],
-        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(drawn.labels),
         images[n:],
-        torch.from_numpy(asked.astype(np.int64)),
-        way,
+        torch.from_numpy(drawn.asked),
+        len(shots),
         derive_seed("adapt", number),
         masks[:n],
         masks[n:],

@@ -35,6 +35,7 @@ N_CLASSES = 8
 _PER_CLASS = 40
 _SIZE = 16
 _NOISE = 0.1
+Ints = NDArray[np.int64]
 _CPU = torch.device("cpu")
 
 
@@ -104,28 +105,52 @@ def episode(
     With `noise` images are random pixels, of which no label can be told.
     """
     rng = np.random.default_rng(derive_seed("episode", number, tuple(shots), n_query, noise))
-    way, data = len(shots), stripes()
-    classes = rng.permutation(N_CLASSES)[:way]
-    labels = np.repeat(np.arange(way), shots)
-    asked = rng.permutation(np.arange(n_query) % way)
-    order = rng.permuted(np.tile(np.arange(_PER_CLASS), (way, 1)), axis=1)
-    taken = np.zeros(way, np.int64)
-    rows = []
-    for c in [*labels, *asked]:
-        rows.append(int(classes[c]) * _PER_CLASS + int(order[c, taken[c]]))
-        taken[c] += 1
-    images = data.read(np.array(rows))
+    drawn = draw(rng, shots, n_query, N_CLASSES, np.arange(_PER_CLASS), _PER_CLASS)
+    images = stripes().read(drawn.rows)
     if noise:
         images = rng.integers(0, 256, images.shape, dtype=np.uint8)
-    n = len(labels)
+    n = len(drawn.labels)
     return Episode(
         images[:n],
-        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(drawn.labels),
         images[n:],
-        torch.from_numpy(asked.astype(np.int64)),
-        way,
+        torch.from_numpy(drawn.asked),
+        len(shots),
         derive_seed("adapt", number),
     )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Which images a task is made of; classes by their number in the data set."""
+
+    classes: Ints
+    labels: Ints
+    asked: Ints
+    rows: Ints
+    """Of the support images, then of the queries."""
+
+
+def draw(
+    rng: np.random.Generator,
+    shots: Sequence[int],
+    n_query: int,
+    n_classes: int,
+    usable: Ints,
+    per_class: int,
+) -> Drawn:
+    """A task of images that lie class by class, `per_class` each, of which some are `usable`."""
+    way = len(shots)
+    classes = rng.permutation(n_classes)[:way].astype(np.int64)
+    labels = np.repeat(np.arange(way, dtype=np.int64), shots)
+    asked = rng.permutation(np.arange(n_query, dtype=np.int64) % way)
+    order = rng.permuted(np.tile(usable, (way, 1)), axis=1)
+    taken = np.zeros(way, np.int64)
+    rows = np.empty(len(labels) + n_query, np.int64)
+    for place, c in enumerate([*labels, *asked]):
+        rows[place] = classes[c] * per_class + order[c, taken[c]]
+        taken[c] += 1
+    return Drawn(classes, labels, asked, rows)
 
 
 def seen(

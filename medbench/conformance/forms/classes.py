@@ -11,20 +11,13 @@ from torch import Tensor
 
 from medbench.api import Backbone, Dataset, Support
 from medbench.conformance import material
-from medbench.conformance.forms.base import (
-    CPU,
-    Form,
-    above,
-    check_scores,
-    check_scores_finite,
-    tensor,
-    tensor_gap,
-)
+from medbench.conformance.forms.base import CPU, above, check_scores
+from medbench.conformance.forms.scores import ScoreForm
 from medbench.conformance.material import Episode
 
 
 @final
-class ClassForm(Form[Tensor]):
+class ClassForm(ScoreForm):
     """Scores ``(n_query, n_way)`` of striped images: a class is a frequency and an angle."""
 
     n_classes: ClassVar[int] = material.N_CLASSES
@@ -70,33 +63,13 @@ class ClassForm(Form[Tensor]):
         support = Support(inputs, one.labels.to(device), one.n_way, (one.seed,))
         return support, material.seen(one.query, backbone, works_on, device)
 
-    def answer(self, found: object, support: Support) -> Tensor:
-        """See `Form`."""
-        return tensor(found)
-
     def check_shape(self, answer: Tensor, query: Tensor, support: Support, words: str) -> None:
         """See `Form`."""
         check_scores(answer, (len(query), support.n_way), query, words)
 
-    def check_finite(self, answer: Tensor, where: str) -> None:
-        """See `Form`."""
-        check_scores_finite(answer, where)
-
-    def equal(self, first: Tensor, second: Tensor) -> bool:
-        """See `Form`."""
-        return torch.equal(first, second)
-
-    def gap(self, found: Tensor, expected: Tensor) -> float:
-        """See `Form`."""
-        return tensor_gap(found, expected)
-
     def called(self, answer: Tensor, names: Tensor) -> Tensor:
         """See `Form`."""
         return answer[..., names]
-
-    def joined(self, answers: Sequence[Tensor]) -> Tensor:
-        """See `Form`."""
-        return torch.cat(list(answers))
 
     def right(self, answer: Tensor, one: Episode) -> Tensor:
         """Whether the class with the highest score is that of the query."""

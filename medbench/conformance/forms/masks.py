@@ -10,14 +10,9 @@ from torch import Tensor
 
 from medbench.api import Backbone, Support
 from medbench.conformance import material
-from medbench.conformance.forms.base import (
-    CPU,
-    check_scores,
-    check_scores_finite,
-    tensor,
-    tensor_gap,
-)
+from medbench.conformance.forms.base import CPU, check_scores
 from medbench.conformance.forms.marks import MarkForm, with_marks
+from medbench.conformance.forms.scores import ScoreForm
 from medbench.conformance.marked import MarkedEpisode, at_size
 from medbench.conformance.material import Episode
 
@@ -26,7 +21,7 @@ _ENOUGH = 0.3
 
 
 @final
-class MaskForm(MarkForm[Tensor]):
+class MaskForm(ScoreForm, MarkForm[Tensor]):
     """Scores ``(n_query, n_way, H, W)`` in the pixels of the network's input."""
 
     task_kind: ClassVar[Literal["segmentation", "detection"]] = "segmentation"
@@ -50,34 +45,14 @@ class MaskForm(MarkForm[Tensor]):
         )
         return support, material.seen(one.query, backbone, works_on, device)
 
-    def answer(self, found: object, support: Support) -> Tensor:
-        """See `Form`."""
-        return tensor(found)
-
     def check_shape(self, answer: Tensor, query: Tensor, support: Support, words: str) -> None:
         """See `Form`."""
         assert support.size is not None
         check_scores(answer, (len(query), support.n_way, *support.size), query, words)
 
-    def check_finite(self, answer: Tensor, where: str) -> None:
-        """See `Form`."""
-        check_scores_finite(answer, where)
-
-    def equal(self, first: Tensor, second: Tensor) -> bool:
-        """See `Form`."""
-        return torch.equal(first, second)
-
-    def gap(self, found: Tensor, expected: Tensor) -> float:
-        """See `Form`."""
-        return tensor_gap(found, expected)
-
     def called(self, answer: Tensor, names: Tensor) -> Tensor:
         """See `Form`."""
         return answer[..., names, :, :]
-
-    def joined(self, answers: Sequence[Tensor]) -> Tensor:
-        """See `Form`."""
-        return torch.cat(list(answers))
 
     def _truth(self, answer: Tensor, one: Episode) -> Tensor:
         return at_size(with_marks(one).query_masks, (answer.shape[-2], answer.shape[-1]))
