@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,6 @@ class Volumes(Dataset, ABC):
     def _load(self, volume: int) -> NDArray[np.float32]:
         """One volume ``(D, H, W)``."""
 
-    def _load_map(self, volume: int) -> NDArray[np.integer[Any]]:
-        """Its label map, values as indices of labels plus 1, for datasets that have masks."""
-        raise NotImplementedError(volume)
-
     def _inverted(self, volume: int) -> bool:
         """Whether the largest value is black."""
         return False
@@ -119,14 +115,17 @@ class Volumes(Dataset, ABC):
                 images[row] = smoothed(part, space)[..., None]
         return images
 
-    def _masks(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _masks(
+        self, indices: NDArray[np.int64], load_map: Callable[[int], NDArray[np.integer[Any]]]
+    ) -> NDArray[np.bool_]:
+        """Masks, of label maps whose values are indices of labels plus 1."""
         indices = checked_indices(indices, len(self))
         space = self.info.image_shape[:-1]
         n_labels = len(self.info.label_names)
         masks = np.zeros((len(indices), n_labels, *space), np.bool_)
         values = np.arange(1, n_labels + 1).reshape(-1, *([1] * len(space)))
         for volume, rows in self._by_volume(indices):
-            found = self._remembered("map", volume)
+            found = self._remembered("map", volume, load_map)
             for row in rows.tolist():
                 part = found[self._slice[indices[row]]] if self._slices else found
                 masks[row] = resized(part, space) == values
@@ -138,27 +137,28 @@ class Volumes(Dataset, ABC):
             yield volume, np.flatnonzero(volumes == volume)
 
     def _pixels(self, volume: int) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = self._remembered("pixels", volume)
+        found: NDArray[np.uint8] = self._remembered("pixels", volume, self._eight_bits)
         return found
 
-    def _remembered(self, what: str, volume: int) -> NDArray[Any]:
+    def _eight_bits(self, volume: int) -> NDArray[np.uint8]:
+        found = self._load(volume)
+        if not np.isfinite(found).all():
+            raise DataError(
+                f"{self._root / self._scans[volume].name} holds voxels that are NaN or infinite; "
+                "expected numbers. Repair or leave out the volume."
+            )
+        pixels = eight_bits(found, self._window)
+        return 255 - pixels if self._inverted(volume) else pixels
+
+    def _remembered(
+        self, what: str, volume: int, load: Callable[[int], NDArray[Any]]
+    ) -> NDArray[Any]:
         # One is enough: slices are asked for in order, and a volume can be hundreds of megabytes.
         if self._kept is not None and self._kept[0] == (what, volume):
             return self._kept[1]
         self._kept = None
         scan = self._scans[volume]
-        if what == "pixels":
-            found: NDArray[Any] = self._load(volume)
-            if not np.isfinite(found).all():
-                raise DataError(
-                    f"{self._root / scan.name} holds voxels that are NaN or infinite; expected "
-                    "numbers. Repair or leave out the volume."
-                )
-            found = eight_bits(found, self._window)
-            if self._inverted(volume):
-                found = 255 - found
-        else:
-            found = self._load_map(volume)
+        found = load(volume)
         if found.shape != scan.shape:
             raise DataError(
                 f"{self._root / scan.name} has {found.shape} voxels (depth, height, width) now and "

@@ -54,7 +54,7 @@ class DecathlonVolumes(Volumes):
 
     def read_masks(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """True masks ``(b, n_labels, D, H, W)``, or ``(b, n_labels, H, W)`` of slices."""
-        return self._masks(indices)
+        return self._masks(indices, self._load_map)
 
 
 def open_msd(
