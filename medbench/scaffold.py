@@ -43,7 +43,8 @@ _NEXT: dict[Kind, str] = {
     "rules of comparison in `sites.yaml`. Change them, then say in the spec what is yours: "
     "summary, modality, domain, citation, licence.",
     "protocol": "The rules are in `src/@@package/rules.yaml`; the spec in `__init__.py` names "
-    "them.",
+    "them. medbench's documentation has all their keys (protocols) and the way from own images to "
+    "a table (how-to: own data).",
 }
 _RUN: dict[str, str] = {
     "algorithm": "medbench run quickstart --set 'algorithms=[@@name, protonet]'",

@@ -75,7 +75,7 @@ def _data(trouble: list[str]) -> None:
     from medbench.protocols import DatasetRef
 
     place = default_place()
-    here, missing = [], 0
+    here, missing = [], []
     for name, entry in registry().entries["datasets"].items():
         if entry.spec.takes_argument:
             continue
@@ -83,10 +83,16 @@ def _data(trouble: list[str]) -> None:
             open_dataset(registry(), DatasetRef(name=name), place)
             here.append(name)
         except DataMissing:
-            missing += 1
+            missing.append(name)
         except MedbenchError as error:
             trouble.append(f"dataset {name}: {error}")
-    click.echo(f"  found {', '.join(here) or 'none'}; {missing} not there")
+    click.echo(f"  found {', '.join(here) or 'none of the named data sets'}")
+    if missing:
+        click.echo(f"  not there, and missed only where a suite names them: {', '.join(missing)}")
+        click.echo("  'medbench data get NAME' downloads one")
+    specs = [entry.spec for entry in registry().entries["datasets"].values()]
+    families = [f"{spec.name}:{spec.takes_argument}" for spec in specs if spec.takes_argument]
+    click.echo(f"  made from an argument: {', '.join(families)}")
 
 
 def _existing(path: Path) -> Path:
