@@ -15,7 +15,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from medbench.api import Algorithm, Boxes, Detections, Detector, Support
 from medbench_algorithms.common.training import set_lr
-from medbench_algorithms.dense.unet import UNet, double_conv
+from medbench_algorithms.dense.unet import UNet, double_conv, drawn
 from medbench_algorithms.dense.windows import best_apart, detections
 
 STEP: Final = 2
@@ -206,7 +206,9 @@ class ScratchFCOS(Algorithm):
         assert support.boxes is not None
         draws, images = support.generator(), support.inputs
         size = (images.shape[-2], images.shape[-1])
-        network = _fresh(images.shape[1], support.n_way, self.width, draws).to(images.device)
+        network = drawn(
+            lambda: PointNet(images.shape[1], support.n_way, self.width), draws, biased=("classes",)
+        ).to(images.device)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.lr)
         # Four turns and their mirror images, where sides are equal; else two.
         ways = [(t, m) for t in ((0, 1, 2, 3) if size[0] == size[1] else (0, 2)) for m in (0, 1)]
@@ -222,18 +224,6 @@ class ScratchFCOS(Algorithm):
             torch.autograd.backward(loss)
             optimiser.step()
         return network
-
-
-def _fresh(channels: int, n_out: int, width: int, draws: torch.Generator) -> PointNet:
-    """A network with weights from `draws` (He et al. 2015), whatever torch's global state."""
-    network = PointNet(channels, n_out, width)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=draws)
-            assert module.bias is not None
-            if module is not network.classes:
-                nn.init.zeros_(module.bias)
-    return network
 
 
 def turned(boxes: Boxes, turns: int, mirror: bool, size: tuple[int, int]) -> Boxes:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable, Collection
+from typing import TypeVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from medbench.api import Algorithm, Predictor, Support
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class UNet(nn.Module):
@@ -70,7 +73,8 @@ class ScratchUNet(Algorithm):
         assert support.masks is not None
         images, truth = support.inputs, support.masks.float()
         draws = support.generator()
-        network = _fresh(images.shape[1], support.n_way, self.width, draws).to(images.device)
+        network = drawn(lambda: UNet(images.shape[1], support.n_way, self.width), draws)
+        network = network.to(images.device)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.lr)
         with torch.enable_grad():
             for step in range(self.steps):
@@ -94,16 +98,22 @@ class ScratchUNet(Algorithm):
         return (x.flip(-1), y.flip(-1)) if mirror % 2 else (x, y)
 
 
-def _fresh(channels: int, n_out: int, width: int, draws: Generator) -> UNet:
-    """A network with weights from `draws` (He et al. 2015), whatever torch's global state."""
+def drawn(
+    make: Callable[[], Network], draws: Generator, *, biased: Collection[str] = ()
+) -> Network:
+    """A network with weights from `draws` (He et al. 2015), whatever torch's global state.
+
+    Biases are null, but for those of the layers named in `biased`, which the network has set.
+    """
     # Layers fill themselves from the global state first, which is put back.
     with torch.random.fork_rng(devices=[]):
-        network = UNet(channels, n_out, width)
-    for module in network.modules():
+        network = make()
+    for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=draws)
             assert module.bias is not None
-            nn.init.zeros_(module.bias)
+            if name not in biased:
+                nn.init.zeros_(module.bias)
     return network
 
 

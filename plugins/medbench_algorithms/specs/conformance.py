@@ -55,9 +55,12 @@ CONFORMANCE: dict[str, Conformance] = {
     ),
     # Trained anew in every task.
     "unet-scratch": Conformance(params={"steps": 40}, excuses=_ROWS),
-    # Smaller, and of fewer steps, so that they are checked within a minute.
+    "fcos-scratch": Conformance(params={"steps": 100}, excuses=_ROWS),
+    # Smaller, or of fewer and larger steps, so that they are checked within a minute or two.
     "universeg": Conformance(params={"width": 8, "levels": 2}),
-    "maml-unet": Conformance(params={"inner_steps": 2, "inner_steps_test": 3}),
+    "maml-unet": Conformance(
+        params={"inner_steps": 2, "inner_steps_test": 3, "inner_lr": 0.1, "meta_lr": 3e-3}
+    ),
     "prototype-boxes": Conformance(
         excuses=(Excuse("label-permutation", "thins out windows in the order of classes"),)
     ),
