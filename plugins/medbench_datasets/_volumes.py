@@ -33,7 +33,10 @@ class Scan:
 
 
 class Volumes(Dataset, ABC):
-    """Volumes ``(D, H, W)`` behind images ``(D, H, W, 1)``, or each slice as ``(H, W, 1)``."""
+    """Volumes ``(D, H, W)`` behind images ``(D, H, W, C)``, or each slice as ``(H, W, C)``.
+
+    C is 1, or the number of aligned modalities, each with grey levels of its own.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,11 @@ class Volumes(Dataset, ABC):
     def _load(self, volume: int) -> NDArray[np.float32]:
         """One volume ``(D, H, W)``."""
 
+    def _load_modality(self, volume: int, number: int) -> NDArray[np.float32]:
+        """One of several aligned modalities of a volume; with one alone that is all of it."""
+        assert number == 0
+        return self._load(volume)
+
     def _load_map(self, volume: int) -> NDArray[np.integer[Any]]:
         """Its label map, values as indices of labels plus 1, for datasets that have masks."""
         raise NotImplementedError(volume)
@@ -115,8 +123,9 @@ class Volumes(Dataset, ABC):
         for volume, rows in self._by_volume(indices):
             pixels = self._pixels(volume)
             for row in rows.tolist():
-                part = pixels[self._slice[indices[row]]] if self._slices else pixels
-                images[row] = smoothed(part, space)[..., None]
+                for channel, of_one in enumerate(pixels):
+                    part = of_one[self._slice[indices[row]]] if self._slices else of_one
+                    images[row, ..., channel] = smoothed(part, space)
         return images
 
     def _masks(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -138,6 +147,7 @@ class Volumes(Dataset, ABC):
             yield volume, np.flatnonzero(volumes == volume)
 
     def _pixels(self, volume: int) -> NDArray[np.uint8]:
+        """``(C, D, H, W)``, or ``(C, H, W)`` of slices."""
         found: NDArray[np.uint8] = self._remembered("pixels", volume)
         return found
 
@@ -146,26 +156,35 @@ class Volumes(Dataset, ABC):
         if self._kept is not None and self._kept[0] == (what, volume):
             return self._kept[1]
         self._kept = None
-        scan = self._scans[volume]
+        found: NDArray[Any]
         if what == "pixels":
-            found: NDArray[Any] = self._load(volume)
-            if not np.isfinite(found).all():
-                raise DataError(
-                    f"{self._root / scan.name} holds voxels that are NaN or infinite; expected "
-                    "numbers. Repair or leave out the volume."
-                )
-            found = eight_bits(found, self._window)
-            if self._inverted(volume):
-                found = 255 - found
+            n_channels = self.info.image_shape[-1]
+            found = np.stack([self._shades(volume, channel) for channel in range(n_channels)])
         else:
             found = self._load_map(volume)
+            self._check_shape(volume, found)
+        self._kept = ((what, volume), found)
+        return found
+
+    def _shades(self, volume: int, channel: int) -> NDArray[np.uint8]:
+        """One modality of a volume ``(D, H, W)`` in 8 bits."""
+        values = self._load_modality(volume, channel)
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{self._root / self._scans[volume].name} holds voxels that are NaN or infinite; "
+                "expected numbers. Repair or leave out the volume."
+            )
+        self._check_shape(volume, values)
+        found = eight_bits(values, self._window)
+        return 255 - found if self._inverted(volume) else found
+
+    def _check_shape(self, volume: int, found: NDArray[Any]) -> None:
+        scan = self._scans[volume]
         if found.shape != scan.shape:
             raise DataError(
                 f"{self._root / scan.name} has {found.shape} voxels (depth, height, width) now and "
                 f"had {scan.shape} when the dataset was opened. It was changed: open it again."
             )
-        self._kept = ((what, volume), found)
-        return found
 
 
 def window_of(text: str | None) -> tuple[float, float] | None:
@@ -224,7 +243,7 @@ def _weights(n: int, length: int) -> NDArray[np.float32]:
 
 
 def delivered_shape(
-    where: Path, scans: Sequence[Scan], size: int | None, *, slices: bool
+    where: Path, scans: Sequence[Scan], size: int | None, *, slices: bool, channels: int = 1
 ) -> tuple[int, ...]:
     """The shape of images: as asked, else that which all share; slices else have 224 pixels.
 
@@ -232,11 +251,11 @@ def delivered_shape(
     """
     shapes = {scan.shape[1:] if slices else scan.shape for scan in scans}
     if size is not None:
-        return (*[size] * (2 if slices else 3), 1)
+        return (*[size] * (2 if slices else 3), channels)
     if len(shapes) == 1:
-        return (*next(iter(shapes)), 1)
+        return (*next(iter(shapes)), channels)
     if slices:
-        return (_DEFAULT_SIZE, _DEFAULT_SIZE, 1)
+        return (_DEFAULT_SIZE, _DEFAULT_SIZE, channels)
     seen = ", ".join(str(shape) for shape in sorted(shapes)[:3])
     raise DataError(
         f"{where}: the volumes have {len(shapes)} shapes ({seen} ...: depth, height, width); say "
