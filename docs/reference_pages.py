@@ -138,6 +138,7 @@ _PARTS = {
         api.Dataset,
         api.DatasetInfo,
         api.ClassSplit,
+        api.Modality,
         api.Place,
         api.Boxes,
         api.Detections,

@@ -134,6 +134,11 @@ class ImageStore:
         self._here = np.zeros(len(dataset.labels), bool)
         self._widths = widths_of(dataset.info)
 
+    @property
+    def n_images(self) -> int:
+        """How many images the dataset has."""
+        return len(self._here)
+
     def shown(self, rows: Ints, *, keep: bool = True) -> Images:
         """Images ``(len(rows), ...)`` with what is told of their modalities.
 
@@ -142,7 +147,7 @@ class ImageStore:
         """
         if not self._widths:
             return Images(self.read(rows, keep=keep))
-        patterns, indices = np.divmod(np.asarray(rows, np.int64), len(self._here))
+        patterns, indices = np.divmod(np.asarray(rows, np.int64), self.n_images)
         images = self.read(indices, keep=keep)
         missing = lacking(patterns, len(self._widths)) if patterns.any() else None
         return Images(images, self._widths, missing)
@@ -291,7 +296,8 @@ def _batches(
                 finite = torch.isfinite(found).flatten(1).all(dim=1)
                 if not finite.all():
                     bad = int((~finite).nonzero()[0, 0])
-                    raise NonFinite(f"The {view} of image {int(piece[bad])} are not finite.")
+                    number = int(piece[bad]) % store.n_images
+                    raise NonFinite(f"The {view} of image {number} are not finite.")
                 found = found.to("cpu", torch.float32).contiguous()
             yield found
 

@@ -166,10 +166,8 @@ def resolve(
     found: list[Target] = []
     wanted = targets if targets is not None else protocol.targets
     # Inputs with the same modalities share their sources, and so their trainings.
-    built = {
-        inputs.modalities: build(protocol, shown_of(protocol, inputs, opened))
-        for inputs in protocol.inputs
-    }
+    shown = {inputs.modalities: shown_of(protocol, inputs, opened) for inputs in protocol.inputs}
+    built = {modalities: build(protocol, sets) for modalities, sets in shown.items()}
     groups = [(inputs, *g) for inputs in protocol.inputs for g in built[inputs.modalities]]
     known = list(dict.fromkeys(g[1].name + (f"@{g[2]}" if g[2] else "") for g in groups))
     for target in wanted or ():

@@ -20,7 +20,6 @@ from medbench_datasets._store import manifest, remember, remembered
 from medbench_datasets._user import located
 from medbench_datasets._volumes import Scan, Volumes, delivered_shape, window_of
 
-
 _ALL = -1
 
 
