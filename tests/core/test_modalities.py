@@ -162,6 +162,9 @@ def test_wrong_inputs_in_a_protocol_are_told(inputs, said):
 # --- missing from tests --------------------------------------------------------------------------
 
 
+GOLDEN = [[2, 2, 0, 2, 2, 0, 2, 2, 2, 2, 2, 0], [2, 0, 0, 2, 2, 2, 2, 2, 0, 2, 0, 2]]
+
+
 def block_of(n, n_support=4, n_query=12, first=0):
     return SimpleNamespace(
         first=first, support=np.zeros((n, n_support)), query=np.zeros((n, n_query))
