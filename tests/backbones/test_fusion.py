@@ -285,9 +285,9 @@ def test_images_of_another_number_of_modalities_are_refused() -> None:
 
 
 def test_modalities_are_normalised_as_the_network_normalises_one() -> None:
-    one = build("timm:test_resnet", n=1, channels=3, size=32)
+    one = build("timm:resnet10t", n=1, channels=3, size=32)
     assert len(set(one.input.mean)) == 3
-    for name in ("timm:test_resnet", "stacked:timm:test_resnet", "late:timm:test_resnet"):
+    for name in ("timm:resnet10t", "stacked:timm:resnet10t", "late:timm:resnet10t"):
         network = build(name, channels=3, size=32)
         assert network.input.mean == one.input.mean * 2
         assert network.input.std == one.input.std * 2
@@ -296,7 +296,7 @@ def test_modalities_are_normalised_as_the_network_normalises_one() -> None:
 
 def test_a_weights_file_fills_the_network_of_every_modality(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    given = {k: torch.rand_like(v) if v.is_floating_point() else v
+    given = {k: torch.rand(v.shape) if v.is_floating_point() else v
              for k, v in build("conv4", n=1, width=4).state_dict().items()}  # fmt: skip
     save_file(given, path)
     late = build("late:conv4", width=4, weights=str(path))
