@@ -201,9 +201,9 @@ def _drawn(
         return lacks
     drawn = np.ones(lacks.shape)
     share = np.array([shares.get(name, 0.0) for name in names])
-    for k in np.flatnonzero(share):
-        for i in range(n):
-            drawn[i, :, k] = uniforms(f"{key}/{names[k]}", first + i, n_images)
+    for k, name in enumerate(names):
+        for i in range(n if name in shares else 0):
+            drawn[i, :, k] = uniforms(f"{key}/{name}", first + i, n_images)
     lacks[drawn < share] = 1
     # Of those with the smallest share, the largest number.
     stays = np.where(share == share.min(), drawn, -1.0).argmax(axis=-1)

@@ -184,7 +184,7 @@ def _of_each(
     And which images have it, ``(b, k)``; None where nothing is missing.
     """
     k = len(runs)
-    parts = images.split(wants.channels // k, dim=1)
+    parts = torch.split(images, wants.channels // k, dim=1)
     # NaN anywhere counts, as whoever turned or shifted an image filled its corners.
     totals = images.sum(dim=tuple(range(2, images.ndim)))
     here = ~totals.view(len(images), k, -1).sum(dim=2).isnan()
