@@ -65,7 +65,7 @@ def to_input(images: NDArray[np.uint8] | Images, spec: InputSpec, device: torch.
     wide = (1, -1, *(1,) * spec.n_dims)
     if given.widths:
         each = spec.channels // len(given.widths)
-        parts = torch.split(x, given.widths, dim=1)
+        parts = torch.split(x, list(given.widths), dim=1)
         x = torch.cat([_coloured(_grey(part, each), each) for part in parts], dim=1)
     else:
         x = _grey(x, spec.channels)
