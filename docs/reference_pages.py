@@ -46,7 +46,8 @@ SUITE_KEYS: dict[type[Any], dict[str, str]] = {
         "episodes": "fewer episodes than the protocol's (a prefix of the same list)",
         "cost_episodes": "fewer episodes of the cost lane",
         "shots": "some of the protocol's shots",
-        "targets": "some of its targets: data sets, or sites",
+        "targets": "some of its targets: data sets, or sites; `NAME[INPUTS]` for one of several "
+        "inputs",
     },
     BackboneRef: {
         "name": "a registered backbone, or `FAMILY:MEMBER`",
@@ -79,7 +80,8 @@ RECORD_KEYS: dict[str, str] = {
     "status": "`ok`, or why the cell was not measured",
     "created": "when it was written, in UTC",
     "cell": "which cell it is: protocol and version, target, data set, site, way, shot, backbone, "
-    "algorithm, their labels, weights, seed, sources and budget",
+    "algorithm, their labels, weights, seed, sources and budget; `inputs` where a protocol has "
+    "several",
     "request": "what the worker was asked for, enough to run the cell again",
     "ingredients": "everything the result depends on: plugin versions and source digests, "
     "parameters, digests of data, episodes and weights, seed, device",
@@ -97,6 +99,8 @@ RECORD_KEYS: dict[str, str] = {
     "traits": "what the algorithm claims of itself, with these parameters",
     "overlap": "what the model may have seen of the target's domain before, in words",
     "licences": "of the target and of every source",
+    "inputs": "where images have several modalities: those shown, and the share of support and "
+    "query images that lacked each (`missing_of_support`, `missing_of_query`)",
     "backbone": "parameters, bytes, features, input size and origin of the network",
     "hardware": "class, processor, device and threads of the machine",
     "versions": "of medbench, Python, torch and other libraries",
@@ -134,6 +138,7 @@ _PARTS = {
         api.Dataset,
         api.DatasetInfo,
         api.ClassSplit,
+        api.Modality,
         api.Place,
         api.Boxes,
         api.Detections,

@@ -60,6 +60,7 @@ __all__ = [
     "Excuse",
     "InputSpec",
     "MedbenchError",
+    "Modality",
     "NonFinite",
     "Parameter",
     "Place",
@@ -261,6 +262,10 @@ class BackboneSpec:
     have one of these numbers of dimensions. Its factory gets that network, built with the weights
     asked for, as ``inner=`` instead of ``argument=`` and ``pretrained=``; parameters that the
     wrapper does not have are the inner network's. With ``n_dims`` None it takes what that takes.
+
+    A wrapper that ``fuses`` joins aligned modalities: its ``inner=`` is a tuple of such networks,
+    one for each modality in order (one alone where images have one), each built for the channels of
+    a modality. It gets the pixels of a missing modality as its `InputSpec.missing` says.
     """
 
     name: str
@@ -273,6 +278,7 @@ class BackboneSpec:
     takes_argument: str = ""
     wraps: tuple[Literal[2, 3], ...] = ()
     n_dims: Literal[2, 3] | None = 2
+    fuses: bool = False
     pretrained_on: str = ""
     conformance: Conformance = field(default_factory=Conformance)
 
@@ -368,6 +374,17 @@ class ClassSplit:
     test: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Modality:
+    """One of several aligned inputs that make up an image: its name, and its channels, 1 or 3.
+
+    Names are letters, digits, ``_``, ``-`` and ``.``; they stand in tables.
+    """
+
+    name: str
+    channels: int = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
     """What is known of one opened dataset; what a spec says in general, this says in particular."""
@@ -375,7 +392,7 @@ class DatasetInfo:
     name: str
     label_names: tuple[str, ...]
     image_shape: tuple[int, ...]
-    """``(H, W, C)`` or ``(D, H, W, C)``; C is 1 or 3."""
+    """``(H, W, C)`` or ``(D, H, W, C)``; C is 1 or 3, or the sum over `modalities`."""
     domain: str
     modality: str
     licence: str
@@ -384,6 +401,8 @@ class DatasetInfo:
     non_commercial: bool = False
     site_names: tuple[str, ...] = ()
     class_splits: Mapping[str, ClassSplit] = field(default_factory=dict)
+    modalities: tuple[Modality, ...] = ()
+    """Which channels of an image are which modality, in order; empty where there is one alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -473,6 +492,11 @@ class InputSpec:
     With ``n_dims`` 3 it wants volumes, ``(b, channels, size, size, size)``. ``mean`` and ``std``
     have one value a channel, for pixels in 0...1. Images are resized, never cropped: lesions lie at
     borders too.
+
+    Of several aligned modalities, whose names the core sets in ``modalities``, the channels come
+    one modality after the other, each with as many. ``missing`` is the pixel value (0 black, 1
+    white, before normalisation) of a modality that an image lacks; with NaN, which no image holds,
+    a network can tell that it is missing.
     """
 
     size: int
@@ -481,6 +505,8 @@ class InputSpec:
     std: tuple[float, ...]
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     n_dims: Literal[2, 3] = 2
+    modalities: tuple[str, ...] = ()
+    missing: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:

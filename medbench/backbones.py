@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from medbench.api import Backbone, derive_seed
+from medbench.api import Backbone, InputSpec, derive_seed
 from medbench.config import BackboneRef
 from medbench.embed import Folded, weights_digest
 from medbench.errors import ContractError, DataError, MedbenchError, PluginError
@@ -31,32 +32,103 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def build_backbone(
-    registry: Registry, ref: BackboneRef, *, image_size: int, channels: int, seed: int
+    registry: Registry,
+    ref: BackboneRef,
+    *,
+    image_size: int,
+    channels: int,
+    seed: int,
+    modalities: tuple[str, ...] = (),
 ) -> Backbone:
     """The network of `ref` in eval mode, on the CPU.
 
-    Random weights come from `seed` and the backbone's name alone. What a wrapper wraps is built
+    `modalities` are the names of several, each of `channels`; a network that does not fuse them
+    gets the channels of all. Random weights come from `seed` and the backbone's name alone, and of
+    networks of single modalities from the modality's number too. What a wrapper wraps is built
     first and has the weights asked for. Raises `UsageError`, `DataError` for an unusable weights
     file, `PluginError` when the factory fails.
     """
     found = layers(registry, ref.name, ref.params)
-    *wrappers, innermost = found
-    check_weights(innermost.entry, ref)
-    size = {"image_size": image_size, "channels": channels}
-    given: dict[str, Any] = {"pretrained": ref.weights == "pretrained"}
-    if innermost.entry.spec.takes_argument:
-        given["argument"] = innermost.name.partition(":")[2]
-    backbone = _made(innermost, size | innermost.params | given, seed)
-    if ref.weights not in ("random", "pretrained"):
-        load_weights(backbone, read_weights(Path(ref.weights)), ref.weights)
-        backbone.origin = f"file {Path(ref.weights).name}"
-    for wrapper in reversed(wrappers):
-        backbone = _made(wrapper, size | wrapper.params | {"inner": backbone.eval()}, seed)
+    check_weights(found[-1].entry, ref)
+    backbone = _built(found, ref, image_size, channels, modalities, seed)
     backbone.reference = json.dumps([[layer.name, layer.params] for layer in found])
     return _fast_layout(backbone).eval()
 
 
-def _made(layer: Layer, given: Mapping[str, Any], seed: int) -> Backbone:
+def _built(
+    chain: Sequence[Layer],
+    ref: BackboneRef,
+    image_size: int,
+    channels: int,
+    modalities: tuple[str, ...],
+    seed: int | str,
+) -> Backbone:
+    """The network of the first layer, around those of the others."""
+    layer, *rest = chain
+    size = {"image_size": image_size, "channels": channels * max(1, len(modalities))}
+    if not rest:
+        return _innermost_built(layer, ref, size, channels, modalities, seed)
+    missing = None
+    if layer.entry.spec.fuses:
+        seeds = [f"{seed}/{k}" if k else seed for k in range(max(1, len(modalities)))]
+        inner: Any = tuple(_built(rest, ref, image_size, channels, (), own).eval() for own in seeds)
+    else:
+        inner = _built(rest, ref, image_size, channels, modalities, seed).eval()
+        missing = inner.input.missing
+    made = _made(layer, size | layer.params | {"inner": inner}, seed)
+    if made.input.modalities != modalities:
+        # A wrapper that makes an InputSpec of its own keeps what its network wants nevertheless.
+        kept = made.input.missing if missing is None else missing
+        made.input = replace(made.input, modalities=modalities, missing=kept)
+    _check_channels(layer, made.input)
+    return made
+
+
+def _innermost_built(
+    layer: Layer,
+    ref: BackboneRef,
+    size: Mapping[str, Any],
+    channels: int,
+    modalities: tuple[str, ...],
+    seed: int | str,
+) -> Backbone:
+    given: dict[str, Any] = {"pretrained": ref.weights == "pretrained"}
+    if layer.entry.spec.takes_argument:
+        given["argument"] = layer.name.partition(":")[2]
+    backbone = _made(layer, {**size, **layer.params, **given}, seed)
+    if modalities:
+        wants = replace(backbone.input, modalities=modalities)
+        if channels > 1 and wants.channels == size["channels"]:
+            # Of more channels than its own a network knows no more than an average.
+            alone = _made(layer, {**size, **layer.params, **given, "channels": channels}, seed)
+            n = len(modalities)
+            wants = replace(wants, mean=alone.input.mean * n, std=alone.input.std * n)
+        backbone.input = wants
+        _check_channels(layer, wants)
+    if ref.weights not in ("random", "pretrained"):
+        load_weights(backbone, read_weights(Path(ref.weights)), ref.weights)
+        backbone.origin = f"file {Path(ref.weights).name}"
+    return backbone
+
+
+def _check_channels(layer: Layer, wants: InputSpec) -> None:
+    n = len(wants.modalities)
+    if not n:
+        return
+    if wants.channels not in (n, 3 * n):
+        raise ContractError(
+            f"backbone {layer.name!r} of {layer.entry.origin()} wants {wants.channels} channels, "
+            f"and {n} modalities of 1 or 3 each are shown. Give each a network of its own, with "
+            f"'late:{layer.name}' or 'gated:{layer.name}'."
+        )
+    if not len(wants.mean) == len(wants.std) == wants.channels:
+        raise ContractError(
+            f"backbone {layer.name!r} of {layer.entry.origin()} wants {wants.channels} channels "
+            f"with {len(wants.mean)} means and {len(wants.std)} stds; one of each is needed."
+        )
+
+
+def _made(layer: Layer, given: Mapping[str, Any], seed: int | str) -> Backbone:
     """What a factory makes with weights from `seed`; the global generator stays as it is."""
     entry = layer.entry
     factory = load_factory(entry)
@@ -170,7 +242,7 @@ def inference_copy(backbone: Backbone) -> Backbone:
         # has maps to compare.
         try:
             network = copy.deepcopy(backbone).requires_grad_(False)
-            n_folded = _fold(_innermost(network))
+            n_folded = sum(_fold(inner) for inner in _innermost(network))
             _fast_layout(network)
             if not n_folded or not _alike(backbone, network):
                 return backbone
@@ -194,10 +266,10 @@ def _fold(network: nn.Module) -> int:
     return len(pairs)
 
 
-def _innermost(network: Backbone) -> Backbone:
-    # A wrapper may do what cannot be traced, as counting slices; what it wraps is a whole network.
-    inner = getattr(network, "inner", None)
-    return _innermost(inner) if isinstance(inner, Backbone) else network
+def _innermost(network: Backbone) -> list[Backbone]:
+    # A wrapper may do what cannot be traced, as counting slices; what it wraps are whole networks.
+    found = [module for module in network.modules() if isinstance(module, Backbone)]
+    return [m for m in found if not any(isinstance(c, Backbone) for c in list(m.modules())[1:])]
 
 
 def _foldable(network: nn.Module) -> Iterator[tuple[str, str]]:

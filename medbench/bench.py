@@ -18,7 +18,7 @@ from medbench.jobs import Job
 from medbench.measure import pick_device
 from medbench.nesting import mismatch
 from medbench.plugins import Entry, Registry, load_factory, registry, resolve_params
-from medbench.protocols import load_protocol
+from medbench.protocols import EVERYTHING, load_protocol
 from medbench.tasks import Target, alone, resolve
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -54,12 +54,18 @@ def build_bench(job: Job, place: Place, rank: int = 0) -> Bench:
     found = registry()
     protocol, _ = load_protocol(found, request["protocol"])
     name, shot = request["target_dataset"], request["shot"]
+    shown = request.get("inputs", EVERYTHING)
     if job.kind == "cell":
-        target = alone(found, protocol, place, name, shot)
+        target = alone(found, protocol, place, name, shot, shown)
     else:
         allowed = request["non_commercial"]
         resolved = resolve(
-            found, protocol, place, non_commercial=allowed, shots=[shot], targets=[name]
+            found,
+            protocol,
+            place,
+            non_commercial=allowed,
+            shots=[shot],
+            targets=[f"{name}[{shown}]"],
         )
         target = next(t for t in resolved.targets if t.dataset_id == name)
     backbone_ref = BackboneRef(**request["backbone"])
@@ -74,6 +80,7 @@ def build_bench(job: Job, place: Place, rank: int = 0) -> Bench:
         image_size=protocol.image_size,
         channels=protocol.channels,
         seed=request["seed"],
+        modalities=target.modalities,
     )
     entry = found.get("algorithms", algorithm_ref.name)
     return Bench(

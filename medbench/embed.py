@@ -25,6 +25,7 @@ from medbench.api import Backbone, Dataset, InputSpec
 from medbench.episodes import Ints
 from medbench.errors import ContractError, DataError, NonFinite
 from medbench.files import atomic, content_key, locked
+from medbench.modalities import Images, lacking, widths_of
 from medbench.quiet import NOBODY, Quiet
 
 # Rows embedded per forward pass. Fixed, and never a function of the machine: the rounding of a
@@ -36,16 +37,25 @@ View = Literal["features", "maps"]
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's convert("L")
 
 
-def to_input(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) -> Tensor:
+def to_input(images: NDArray[np.uint8] | Images, spec: InputSpec, device: torch.device) -> Tensor:
     """Images ``(b, H, W, C)`` uint8 as a network wants them: ``(b, C', size, size)`` float32.
 
-    Volumes ``(b, D, H, W, C)`` become ``(b, C', size, size, size)``. Raises `ContractError` for
-    images with a network for volumes, or the other way round.
+    Volumes ``(b, D, H, W, C)`` become ``(b, C', size, size, size)``. Of several modalities each is
+    made grey or coloured by itself, and one that is missing has ``spec.missing`` in every pixel.
+    Raises `ContractError` for images with a network for volumes, or the other way round, and for
+    another number of modalities than the network's.
     """
+    given = images if isinstance(images, Images) else Images(images)
+    images = given.pixels
     if images.ndim != 2 + spec.n_dims:
         raise ContractError(
             f"images {images.shape} were given to a network whose input has {spec.n_dims} "
             "dimensions besides batch and channels."
+        )
+    if len(given.widths) != len(spec.modalities):
+        raise ContractError(
+            f"images of {len(given.widths) or 1} modalities were given to a network built for "
+            f"{len(spec.modalities) or 1}."
         )
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).movedim(-1, 1)
     resized = pixels.shape[2:] != spec.shape[1:]
@@ -53,18 +63,39 @@ def to_input(images: NDArray[np.uint8], spec: InputSpec, device: torch.device) -
     layout = torch.contiguous_format if resized else torch.preserve_format
     x = pixels.to(torch.float32, memory_format=layout).div_(255.0)
     wide = (1, -1, *(1,) * spec.n_dims)
-    if spec.channels == 1 and x.shape[1] == 3:
-        weights = torch.tensor(_LUMINANCE, device=device).view(wide)
-        x = (x * weights).sum(dim=1, keepdim=True)
+    if given.widths:
+        each = spec.channels // len(given.widths)
+        parts = torch.split(x, list(given.widths), dim=1)
+        x = torch.cat([_coloured(_grey(part, each), each) for part in parts], dim=1)
+    else:
+        x = _grey(x, spec.channels)
     if resized:
         x = resize(x, spec).clamp_(0.0, 1.0)  # bicubic overshoots
-    if spec.channels == 3 and x.shape[1] == 1:
-        x = x.expand(-1, 3, *x.shape[2:])
+    if not given.widths:
+        x = _coloured(x, spec.channels)
     mean = torch.tensor(spec.mean, device=device).view(wide)
     std = torch.tensor(spec.std, device=device).view(wide)
     # There is no such layout of volumes that weights of images could share.
     layout = torch.channels_last if spec.n_dims == 2 else torch.contiguous_format
-    return (x - mean).div_(std).contiguous(memory_format=layout)
+    x = (x - mean).div_(std)
+    if given.missing is not None:
+        gone = torch.from_numpy(given.missing).to(device)
+        gone = gone.repeat_interleave(spec.channels // len(given.widths), dim=1)
+        x = torch.where(gone.view(*gone.shape, *(1,) * spec.n_dims), (spec.missing - mean) / std, x)
+    return x.contiguous(memory_format=layout)
+
+
+def _grey(x: Tensor, channels: int) -> Tensor:
+    """One channel of three, where one is wanted."""
+    if channels != 1 or x.shape[1] != 3:
+        return x
+    weights = torch.tensor(_LUMINANCE, device=x.device).view(1, -1, *(1,) * (x.ndim - 2))
+    return (x * weights).sum(dim=1, keepdim=True)
+
+
+def _coloured(x: Tensor, channels: int) -> Tensor:
+    """One channel three times, where three are wanted."""
+    return x.expand(-1, 3, *x.shape[2:]) if channels == 3 and x.shape[1] == 1 else x
 
 
 def resize(x: Tensor, spec: InputSpec) -> Tensor:
@@ -102,6 +133,25 @@ class ImageStore:
         fits = int(np.prod(shape)) <= limit_bytes
         self._pixels = np.empty(shape, np.uint8) if fits else None
         self._here = np.zeros(len(dataset.labels), bool)
+        self._widths = widths_of(dataset.info)
+
+    @property
+    def n_images(self) -> int:
+        """How many images the dataset has."""
+        return len(self._here)
+
+    def shown(self, rows: Ints, *, keep: bool = True) -> Images:
+        """Images ``(len(rows), ...)`` with what is told of their modalities.
+
+        A row is the number of an image, plus the number of all images times what is missing of it
+        (`medbench.modalities.missing_in`); `read` takes the former alone.
+        """
+        if not self._widths:
+            return Images(self.read(rows, keep=keep))
+        patterns, indices = np.divmod(np.asarray(rows, np.int64), self.n_images)
+        images = self.read(indices, keep=keep)
+        missing = lacking(patterns, len(self._widths)) if patterns.any() else None
+        return Images(images, self._widths, missing)
 
     def read(self, indices: Ints, *, keep: bool = True) -> NDArray[np.uint8]:
         """Images ``(*indices.shape, H, W, C)`` uint8, for indices of any shape.
@@ -233,21 +283,22 @@ def _batches(
     pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
     # Decoding and the network's kernels both leave Python's lock to others.
     with ThreadPoolExecutor(1, "medbench-read") as reader:
-        coming = [reader.submit(store.read, piece, keep=False) for piece in pieces[:1]]
+        coming = [reader.submit(store.shown, piece, keep=False) for piece in pieces[:1]]
         for i, piece in enumerate(pieces):
             images = coming.pop().result()
-            coming += [reader.submit(store.read, p, keep=False) for p in pieces[i + 1 : i + 2]]
+            coming += [reader.submit(store.shown, p, keep=False) for p in pieces[i + 1 : i + 2]]
             if len(piece) == 1:
                 # Some kernels round a lone image in their own way; in company it gets the same
                 # features whichever images are asked for beside it.
-                images = np.repeat(images, 2, axis=0)
+                images = images.twice()
             with torch.inference_mode():
                 found = forward(backbone, to_input(images, backbone.input, device), view)
                 found = found[: len(piece)]
                 finite = torch.isfinite(found).flatten(1).all(dim=1)
                 if not finite.all():
                     bad = int((~finite).nonzero()[0, 0])
-                    raise NonFinite(f"The {view} of image {int(piece[bad])} are not finite.")
+                    number = int(piece[bad]) % store.n_images
+                    raise NonFinite(f"The {view} of image {number} are not finite.")
                 found = found.to("cpu", torch.float32).contiguous()
             yield found
 
@@ -317,13 +368,21 @@ def _ingredients(
         # Equal weights may belong to unequal networks: parameters say where to pool, say.
         "reference": backbone.reference,
         "form": form_of(backbone),
-        "input": [str(v) for v in vars(backbone.input).values()],
+        "input": _input_words(backbone.input),
         "view": view,
         "precision": "float32",
         "device": device.type,
         "torch": torch.__version__,
         "batch": batch_size(backbone.input),
     }
+
+
+def _input_words(spec: InputSpec) -> list[str]:
+    given = vars(spec).copy()
+    # Only where they say something, so that features in older caches serve on.
+    extra = (given.pop("modalities"), given.pop("missing"))
+    words = [str(v) for v in given.values()]
+    return [*words, *map(str, extra)] if extra[0] else words
 
 
 def _kept(cache: Path, key: str, view: View, rows: Ints) -> tuple[Ints, list[tuple[Ints, Tensor]]]:

@@ -91,12 +91,24 @@ def _data(data: Mapping[str, Any]) -> Iterator[str]:
         f"images of {dataset}{site}, {_counted(cell['way'], 'class', 'classes')} at a time, "
         f"{_counted(cell['shot'], 'labelled image', 'labelled images')} each."
     )
+    yield from _inputs(data.get("inputs") or {})
     n = data.get("n_episodes") or data.get("request", {}).get("episodes")
     if n:
         yield f"It met {n} tasks, the same ones that every other algorithm meets."
     licences = data.get("licences") or {}
     if licences:
         yield f"Licences: {'; '.join(f'{k}: {v}' for k, v in licences.items())}."
+
+
+def _inputs(inputs: Mapping[str, Any]) -> Iterator[str]:
+    names = inputs.get("modalities") or []
+    if not names:
+        return
+    told = ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else f"{names[0]} alone"
+    yield f"Of the aligned modalities of an image {told} {'are' if len(names) > 1 else 'is'} shown."
+    for side, word in (("query", "asked about"), ("support", "labelled")):
+        for name, share in (inputs.get(f"missing_of_{side}") or {}).items():
+            yield f"{100 * share:.3g} % of the images {word} lack {name}."
 
 
 def _counted(n: int, one: str, several: str) -> str:

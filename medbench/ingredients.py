@@ -17,11 +17,12 @@ import numpy as np
 from medbench.config import AlgorithmRef, BackboneRef
 from medbench.episodes import digest as episodes_digest
 from medbench.files import bytes_digest, canonical
+from medbench.modalities import Chosen, drawn_digest
 from medbench.nesting import Layer, layers, mismatch
 from medbench.opened import Opened
 from medbench.plugins import Entry, Registry, resolve_params
 from medbench.pools import SourceSet
-from medbench.protocols import TARGETED, Protocol
+from medbench.protocols import EVERYTHING, TARGETED, Protocol
 from medbench.sourcecode import source_digest
 from medbench.tasks import Target
 from medbench.weights import weights_ingredient
@@ -103,7 +104,7 @@ class Ingredients:
         parts: dict[str, Part] = self._known[key].value
         return parts
 
-    def backbone(self, ref: BackboneRef, seed: int) -> Part:
+    def backbone(self, ref: BackboneRef, seed: int, n_modalities: int = 1) -> Part:
         """The backbone of a cell or training, with its weights before either."""
 
         def make() -> dict[str, Any]:
@@ -119,10 +120,13 @@ class Ingredients:
                 found["wraps"] = [_network(layer) for layer in inner]
             if self._protocol.n_dims != 2:
                 found["n_dims"] = self._protocol.n_dims
+            if n_modalities > 1:
+                found["modalities"] = n_modalities
             return found
 
         # A file of weights is the same, and read once, for every seed.
-        return self._once(("backbone", id(ref), seed if ref.weights == "random" else None), make)
+        by_seed = seed if ref.weights == "random" else None
+        return self._once(("backbone", id(ref), by_seed, n_modalities), make)
 
     def sees(self, ref: BackboneRef) -> bool:
         """Whether a backbone takes the protocol's images, or volumes."""
@@ -141,7 +145,7 @@ class Ingredients:
     def target(self, target: Target, counts: Mapping[str, int]) -> dict[str, Any]:
         """What a cell is tested on, with the digest of its episodes."""
         block = target.pool.draw(target.shape, target.episode_key, 0, counts["episodes"])
-        return {
+        found: dict[str, Any] = {
             "protocol": target.protocol.id,
             "protocol_plugin": self._entry.plugin.distribution,
             "dataset": self._dataset(target.opened),
@@ -150,6 +154,13 @@ class Ingredients:
             "n_episodes": counts["episodes"],
             "cost_episodes": counts["cost_episodes"],
         }
+        if target.inputs.label != EVERYTHING:
+            found["inputs"] = {
+                "modalities": [m.name for m in target.opened.dataset.info.modalities],
+                "label": target.inputs.label,
+                "missing": drawn_digest(target.missing(block)),
+            }
+        return found
 
     def _dataset(self, opened: Opened) -> Any:
         def make() -> dict[str, Any]:
@@ -157,7 +168,7 @@ class Ingredients:
                 "name": opened.name,
                 "version": opened.entry.spec.version,
                 "params": dict(opened.params),
-                "digest": opened.dataset.digest,
+                "digest": opened.digest,
             }
 
         return self._once(("dataset", id(opened)), make).value
@@ -170,6 +181,8 @@ class Ingredients:
             "classes": [int(c) for c in source.train.classes],
             "n_images": len(images),
         }
+        if isinstance(source.opened.dataset, Chosen):
+            found["modalities"] = [m.name for m in source.opened.dataset.info.modalities]
         if self._protocol.task_kind in TARGETED:
             # Which images show nothing of the test depends on the target.
             found["images"] = bytes_digest(np.ascontiguousarray(images, "<i8").tobytes())

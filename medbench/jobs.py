@@ -175,6 +175,7 @@ def header(job: Job) -> dict[str, Any]:
             "target": target["id"],
             "dataset": dataset,
             "site": site or None,
+            **({"inputs": request["inputs"]} if "inputs" in request else {}),
             "way": way,
             "shot": request["shot"],
             "backbone": backbone["name"],

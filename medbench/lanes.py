@@ -27,6 +27,7 @@ from medbench.energy import episode_energy
 from medbench.episodes import Block
 from medbench.errors import ContractError
 from medbench.measure import PeakMemory, clock, settle
+from medbench.modalities import Images
 from medbench.quiet import NOBODY, Quiet
 from medbench.training import Progress
 
@@ -63,10 +64,11 @@ class Lanes:
         backbone = bench.backbone
         self._embedder = backbone if self._view is None else inference_copy(backbone)
         self._store = ImageStore(bench.target.opened.dataset)
+        self._support, self._query = bench.target.rows(block)
         self._answers = answers_for(bench, block)
 
     def _input(self, rows: NDArray[np.int64]) -> Tensor:
-        return to_input(self._store.read(rows), self._bench.backbone.input, self._bench.device)
+        return to_input(self._store.shown(rows), self._bench.backbone.input, self._bench.device)
 
     def _given(self, inputs: Tensor, first: int, count: int | None) -> Support:
         return self._answers.support(inputs, first, count, **self._answers.given(first, count))
@@ -74,7 +76,7 @@ class Lanes:
     def _adapt(self, support: Support) -> Predictor | Detector:
         kept = [t.clone() for t in _tensors(support)]
         predictor = self._answers.adapted(self._algorithm.adapt(support))
-        if not all(map(torch.equal, kept, _tensors(support))):
+        if not all(map(_unchanged, kept, _tensors(support))):
             raise ContractError(
                 f"{self._bench.entry.name}: adapt changed the support set it was given."
             )
@@ -82,11 +84,11 @@ class Lanes:
 
     def accuracy(self, progress: Progress) -> Any:
         """Answers of every episode; classes' are scores ``(n, n_query, n_way)``."""
-        n, block, answers = len(self._block), self._block, self._answers
+        n, answers = len(self._block), self._answers
         batched = self._view is not None and self._traits.batched
         out: list[Any] = []
         if self._view is not None:
-            rows = np.unique(np.concatenate([block.support.ravel(), block.query.ravel()]))
+            rows = np.unique(np.concatenate([self._support.ravel(), self._query.ravel()]))
             # All images of the pool, so that every shot of this target shares one cache file.
             rows = np.union1d(rows, self._bench.target.pool.images)
             features = features_of(
@@ -99,8 +101,8 @@ class Lanes:
                 self._view,
                 self._quiet,
             ).to(self._bench.device)
-            support = torch.from_numpy(np.searchsorted(rows, block.support))
-            query = torch.from_numpy(np.searchsorted(rows, block.query))
+            support = torch.from_numpy(np.searchsorted(rows, self._support))
+            query = torch.from_numpy(np.searchsorted(rows, self._query))
             step = self._episodes_per_block(features) if batched else 1
             for first in range(0, n, step):
                 some = slice(first, min(first + step, n))
@@ -117,11 +119,11 @@ class Lanes:
                 progress((first + len(s)) / n, f"episode {first + len(s)}/{n}")
         else:
             for i in range(n):
-                predictor = self._adapt(self._given(self._input(block.support[i]), i, None))
-                q = self._input(block.query[i])
+                predictor = self._adapt(self._given(self._input(self._support[i]), i, None))
+                q = self._input(self._query[i])
                 found = answers.checked(predictor.predict(q), q, i)
                 if i == 0:
-                    self._check_inductive(self._input(block.support[i])[None], q[None])
+                    self._check_inductive(self._input(self._support[i])[None], q[None])
                 out.append(answers.reduced(i, found, batched=False))
                 progress((i + 1) / n, f"episode {i + 1}/{n}")
         return answers.joined(out)
@@ -151,7 +153,7 @@ class Lanes:
                 "Declare the trait transductive, or make each query independent of the others."
             )
 
-    def _seen(self, images: NDArray[np.uint8]) -> Tensor:
+    def _seen(self, images: Images) -> Tensor:
         """What the algorithm sees of raw images: features, maps, or network inputs."""
         x = to_input(images, self._bench.backbone.input, self._bench.device)
         if self._view is None:
@@ -174,8 +176,8 @@ class Lanes:
         wait = CoreWait()
 
         def episode(i: int) -> tuple[list[float], list[float], Any, int]:
-            support_images = self._store.read(self._block.support[i])
-            query_images = self._store.read(self._block.query[i])
+            support_images = self._store.shown(self._support[i])
+            query_images = self._store.shown(self._query[i])
             given = self._answers.given(i, None)
             marks = [clock(device)]
             waited = [wait.seconds()]
@@ -284,13 +286,13 @@ class Lanes:
 
     def _batched_on_cost_features(self, n: int) -> Any:
         def features(rows: NDArray[np.int64]) -> Tensor:
-            return torch.stack([self._seen(self._store.read(episode)) for episode in rows])
+            return torch.stack([self._seen(self._store.shown(episode)) for episode in rows])
 
         out = []
         for first in range(0, n, self._most):
             some = slice(first, min(first + self._most, n))
-            query = features(self._block.query[some])
-            support = self._given(features(self._block.support[some]), first, len(query))
+            query = features(self._query[some])
+            support = self._given(features(self._support[some]), first, len(query))
             found = self._adapt(support).predict(query)
             out.append(self._answers.checked(found, query, first))
         return self._answers.concatenated(out)
@@ -299,6 +301,14 @@ class Lanes:
 def _tensors(support: Support) -> list[Tensor]:
     found = (support.inputs, support.labels, support.masks)
     return [tensor for tensor in found if tensor is not None]
+
+
+def _unchanged(before: Tensor, after: Tensor) -> bool:
+    if torch.equal(before, after):
+        return True
+    # A missing modality may be NaN, which equals nothing.
+    absent = before.isnan()
+    return torch.equal(absent, after.isnan()) and torch.equal(before[~absent], after[~absent])
 
 
 def _rows(features: Tensor, index: Tensor) -> Tensor:

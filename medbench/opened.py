@@ -12,6 +12,7 @@ import numpy as np
 
 from medbench.api import Dataset, Place
 from medbench.errors import ContractError, MedbenchError, PluginError, UsageError
+from medbench.modalities import Chosen, wrongly_declared
 from medbench.plugins import Entry, Registry, load_factory, resolve_params
 from medbench.protocols import DatasetRef
 
@@ -45,6 +46,12 @@ class Opened:
         """The dataset's name in tables."""
         return self.ref.name
 
+    @property
+    def digest(self) -> str:
+        """Of all there is, also where some of its modalities alone are shown."""
+        dataset = self.dataset
+        return dataset.whole.digest if isinstance(dataset, Chosen) else dataset.digest
+
 
 def open_dataset(registry: Registry, ref: DatasetRef, place: Place) -> Opened:
     """The dataset behind a reference.
@@ -76,6 +83,9 @@ def _check_dataset(dataset: Dataset) -> None:
         array = getattr(dataset, what)
         if array is not None and len(array) != n:
             raise ContractError(f"{what} has {len(array)} entries for {n} images.")
+    wrong = wrongly_declared(dataset.info)
+    if wrong:
+        raise ContractError(wrong)
     if dataset.info.task_kind != "classification":
         wanted = (n, len(dataset.info.label_names))
         if dataset.labels.shape != wanted or not np.isin(dataset.labels, (0, 1)).all():

@@ -128,7 +128,7 @@ class _Combination:
         request = {**self._request, **counts}
         trains = self._trains()
         for seed in self.rules.suite.seeds:
-            backbone = known.backbone(self.backbone, seed)
+            backbone = known.backbone(self.backbone, seed, len(target.modalities) or 1)
             parts = {**fixed, "seed": Part.of(seed), "backbone": backbone}
             if trains:
                 training = self._training(backbone, parts["seed"], trainings)
@@ -233,9 +233,12 @@ class _Combination:
     @cached_property
     def _request(self) -> dict[str, Any]:
         target, suite = self.target, self.rules.suite
+        # Only of protocols with several inputs, as requests of older records are without.
+        shown = {"inputs": target.inputs.label} if target.protocol.holds_back else {}
         return {
             "protocol": target.protocol.name,
             "target_dataset": target.dataset_id,
+            **shown,
             "shot": target.shape.shot,
             "backbone": self.backbone.model_dump(),
             "algorithm": self.algorithm.model_dump(),
@@ -273,4 +276,6 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _sources_word(target: Target) -> str:
     ids = [s.id for s in target.sources]
-    return ids[0] if len(ids) == 1 else f"{len(ids)} sources for {target.dataset_id}"
+    word = ids[0] if len(ids) == 1 else f"{len(ids)} sources for {target.dataset_id}"
+    chosen = target.inputs.modalities
+    return f"{word}[{'+'.join(chosen)}]" if chosen else word

@@ -353,6 +353,8 @@ def _wrong_word(spec: Any) -> str | None:
     if isinstance(spec, BackboneSpec):
         if spec.wraps and not spec.takes_argument:
             return "it wraps backbones, and takes_argument is empty: say 'BACKBONE'"
+        if spec.fuses and not spec.wraps:
+            return "it fuses modalities, and wraps is empty: it needs a network for each"
         words.append(("n_dims", spec.n_dims, (2, 3, *((None,) if spec.wraps else ()))))
         words += [("wraps", n, (2, 3)) for n in spec.wraps]
     for what, value, valid in words:

@@ -15,6 +15,7 @@ from medbench.yamlfile import Document
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Scalar = StrictBool | StrictInt | float | StrictStr | None
 
 # The task kinds whose targets are masks or boxes.
@@ -26,6 +27,8 @@ MAIN_METRIC = {
     "segmentation": "dice",
     "detection": "ap50",
 }
+# The label of inputs of which nothing is held back; no modality may be called so.
+EVERYTHING = "all"
 # As LUNA16 reads them; `medbench.metrics` has the same ones.
 FALSE_POSITIVES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -61,6 +64,43 @@ class TrainShape(Model):
     episodes: PositiveInt = 1000
 
 
+class Inputs(Model):
+    """Which of several aligned modalities are shown, and which are missing from test images.
+
+    ``modalities``: those shown at all, in training and tests; None shows every one. ``missing``
+    and ``missing_support``: the share of queries, and of support images, of tests that lack one.
+    """
+
+    modalities: Annotated[tuple[StrictStr, ...], Field(min_length=1)] | None = None
+    missing: dict[StrictStr, Share] = {}
+    missing_support: dict[StrictStr, Share] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Inputs:
+        chosen = self.modalities
+        if chosen is not None and len(set(chosen)) < len(chosen):
+            raise ValueError(f"modalities {list(chosen)} names one twice.")
+        for key, shares in (("missing", self.missing), ("missing_support", self.missing_support)):
+            strange = [name for name in shares if chosen is not None and name not in chosen]
+            if strange:
+                raise ValueError(
+                    f"{key} names {strange[0]!r}, which is not among the modalities shown "
+                    f"({', '.join(chosen or ())})."
+                )
+        return self
+
+    @property
+    def label(self) -> str:
+        """What stands in a target's name, ``50% without mri``; ``all`` for everything."""
+        parts = ["+".join(self.modalities)] if self.modalities else []
+        parts += [f"{100 * share:g}% without {name}" for name, share in self.missing.items()]
+        parts += [
+            f"support {100 * share:g}% without {name}"
+            for name, share in self.missing_support.items()
+        ]
+        return ", ".join(parts) or EVERYTHING
+
+
 Reference = Annotated[DatasetRef, BeforeValidator(_as_reference)]
 
 
@@ -79,6 +119,9 @@ class Protocol(Model):
     n_dims: Literal[2, 3] = 2
     """2 for images, 3 for volumes, of which `image_size` is every edge."""
     channels: Literal[1, 3] = 3
+    """Of an image, or of each of its modalities."""
+    inputs: Annotated[tuple[Inputs, ...], Field(min_length=1)] = (Inputs(),)
+    """Every dataset (or site) is a target once for each of these, with the same episodes."""
     way: PositiveInt | Literal["all"] = "all"
     shots: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 5, 10)
     queries: PositiveInt = 15
@@ -138,8 +181,13 @@ class Protocol(Model):
         for target in self.targets or ():
             # Where the targets are sites, only the data know them.
             by_site = self.sites_apart or self.setting == "leave_one_site_out"
-            if target not in names and not by_site:
+            known = target in names or target.partition("[")[0] in names
+            if not known and not by_site:
                 raise ValueError(f"target {target!r} is not among the datasets {', '.join(names)}.")
+        labels = [inputs.label for inputs in self.inputs]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"inputs: {label!r} is given twice.")
         if len(set(self.shots)) != len(self.shots):
             raise ValueError(f"shots {list(self.shots)} names one twice.")
         if self.cost_episodes > self.episodes:
@@ -152,6 +200,11 @@ class Protocol(Model):
     def id(self) -> str:
         """Name and version, ``NAME-vVERSION``."""
         return f"{self.name}-v{self.version}"
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether some of its targets show less of an image than there is."""
+        return any(inputs.label != EVERYTHING for inputs in self.inputs)
 
 
 def load_protocol(registry: Registry, name: str) -> tuple[Protocol, Entry]:

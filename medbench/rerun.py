@@ -52,6 +52,12 @@ class Rerun:
         return abs(then - now) <= tolerance
 
 
+def asked_target(request: Mapping[str, Any]) -> str:
+    """The target of a record's request as a suite names it."""
+    shown = f"[{request['inputs']}]" if "inputs" in request else ""
+    return f"{request['target_dataset']}{shown}"
+
+
 def suite_of(record: Record, episodes: int | None, weights: str | None) -> Suite:
     """The suite of the one cell that a record is of, perhaps with fewer episodes.
 
@@ -72,7 +78,7 @@ def suite_of(record: Record, episodes: int | None, weights: str | None) -> Suite
         "episodes": episodes or request["episodes"],
         "cost_episodes": min(request["cost_episodes"], episodes or request["episodes"]),
         "shots": [request["shot"]],
-        "targets": [request["target_dataset"]],
+        "targets": [asked_target(request)],
     }
     return Suite.model_validate(
         {

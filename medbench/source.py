@@ -67,7 +67,7 @@ class TaskSource:
 
     def _read(self, one: SourceSet, indices: Any) -> Tensor:
         store = self._stores[id(one.opened.dataset)]
-        return to_input(store.read(indices), self._spec, self._device)
+        return to_input(store.shown(indices), self._spec, self._device)
 
     def tasks(self, step: int, count: int = 1, only: Sequence[int] | None = None) -> list[Task]:
         """`count` tasks for outer-loop step `step`, or some of them; sources are drawn uniformly.

@@ -9,7 +9,7 @@ or site on both sides, no patient on both sides of an episode.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medbench.api import Place, derive_seed
 from medbench.episodes import Block, Ints, Pool, Shape
 from medbench.errors import DataMissing, ProtocolError, UsageError, did_you_mean
+from medbench.modalities import missing_in, names_of, shown_of
 from medbench.opened import Opened, open_dataset
 from medbench.plugins import Registry
 from medbench.pools import (
@@ -29,7 +30,7 @@ from medbench.pools import (
     test_pool,
     unreachable,
 )
-from medbench.protocols import TARGETED, Fractions, Protocol
+from medbench.protocols import EVERYTHING, TARGETED, Fractions, Inputs, Protocol
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,23 @@ class Target:
     shape: Shape
     pool: Pool
     sources: tuple[SourceSet, ...]
+    inputs: Inputs = field(default_factory=Inputs)
 
     @property
     def dataset_id(self) -> str:
         """Dataset and site, without way and shot."""
         return self.opened.name + (f"@{self.site}" if self.site else "")
+
+    @property
+    def shown_id(self) -> str:
+        """Dataset, site and, where something is held back, what of an image is shown."""
+        label = self.inputs.label
+        return self.dataset_id + (f"[{label}]" if label != EVERYTHING else "")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The aligned modalities that a network sees; empty where there is one alone."""
+        return names_of(self.opened.dataset.info)
 
     @property
     def multilabel(self) -> bool:
@@ -65,8 +78,12 @@ class Target:
 
     @property
     def id(self) -> str:
-        """Dataset, site, way and shot: ``medmnist/retina:5w1s``."""
-        return f"{self.dataset_id}:{self.n_way}w{self.shape.shot}s"
+        """Dataset, site, inputs, way and shot: ``medmnist/retina:5w1s``, ``scans[ct]:4w5s``."""
+        return f"{self.shown_id}:{self._ways}"
+
+    @property
+    def _ways(self) -> str:
+        return f"{self.n_way}w{self.shape.shot}s"
 
     def support_labels(self, block: Block) -> NDArray[Any]:
         """Labels ``(n, n_support)`` of a block, or ``(n, n_support, n_way)`` of 0 and 1.
@@ -88,8 +105,20 @@ class Target:
 
     @property
     def episode_key(self) -> str:
-        """The name of this target's episode sequence; it does not depend on the sources."""
-        return f"{self.protocol.id}/{self.id}"
+        """The name of this target's episode sequence; it depends on neither sources nor inputs."""
+        return f"{self.protocol.id}/{self.dataset_id}:{self._ways}"
+
+    def missing(self, block: Block) -> tuple[Ints, Ints]:
+        """What each support and query image of a block lacks, as `modalities.missing_in` tells."""
+        return missing_in(self.inputs, self.modalities, self.episode_key, block)
+
+    def rows(self, block: Block) -> tuple[Ints, Ints]:
+        """Support and query of a block as rows of `medbench.embed.ImageStore.shown`."""
+        if not self.inputs.missing and not self.inputs.missing_support:
+            return block.support, block.query
+        n = len(self.opened.dataset.labels)
+        support, query = self.missing(block)
+        return block.support + n * support, block.query + n * query
 
 
 @dataclass(frozen=True)
@@ -136,18 +165,25 @@ def resolve(
     }[protocol.setting]
     found: list[Target] = []
     wanted = targets if targets is not None else protocol.targets
-    groups = build(protocol, opened)
-    known = [g[0].name + (f"@{g[1]}" if g[1] else "") for g in groups]
+    # Inputs with the same modalities share their sources, and so their trainings.
+    shown = {inputs.modalities: shown_of(protocol, inputs, opened) for inputs in protocol.inputs}
+    built = {modalities: build(protocol, sets) for modalities, sets in shown.items()}
+    groups = [(inputs, *g) for inputs in protocol.inputs for g in built[inputs.modalities]]
+    known = list(dict.fromkeys(g[1].name + (f"@{g[2]}" if g[2] else "") for g in groups))
     for target in wanted or ():
-        if not any(_same(target, g) for g in groups):
+        if not any(is_meant(target, g[1].name, g[2], g[0].label) for g in groups):
+            labels = ", ".join(f"[{inputs.label}]" for inputs in protocol.inputs)
+            ends = f" Inputs: {labels}." if protocol.holds_back else ""
             raise UsageError(
                 f"protocol {protocol.name} has no target {target!r} here."
-                f"{did_you_mean(target, known)}"
+                f"{did_you_mean(target, known)}{ends}"
             )
-    for group in groups:
-        if wanted is not None and not any(_same(t, group) for t in wanted):
+    for inputs, opened_set, site, pool, sources in groups:
+        chosen = wanted is None or any(
+            is_meant(t, opened_set.name, site, inputs.label) for t in wanted
+        )
+        if not chosen:
             continue
-        opened_set, site, pool, sources = group
         for shot in shots or protocol.shots:
             shape = _shape(protocol, pool, shot)
             names = opened_set.dataset.info.label_names
@@ -162,24 +198,32 @@ def resolve(
                     f"protocol {protocol.name}, target {name}: {trouble}. Use fewer shots or "
                     "queries, name other 'targets', or bring more images."
                 )
-            found.append(Target(protocol, opened_set, site, shape, pool, tuple(sources)))
+            kept = tuple(sources)
+            found.append(Target(protocol, opened_set, site, shape, pool, kept, inputs))
     return Resolved(protocol, tuple(opened), tuple(found), tuple(left_out))
 
 
 def alone(
-    registry: Registry, protocol: Protocol, place: Place, dataset_id: str, shot: int
+    registry: Registry,
+    protocol: Protocol,
+    place: Place,
+    dataset_id: str,
+    shot: int,
+    shown: str = EVERYTHING,
 ) -> Target:
     """One target as `resolve` builds it, without its sources: for a cell, whose training is done.
 
-    Only the target's own dataset is opened. Raises what `open_dataset` raises.
+    `shown` is the label of its inputs. Only the target's own dataset is opened. Raises what
+    `open_dataset` raises.
     """
     refs = {ref.name: ref for ref in protocol.datasets}
     name, site = dataset_id, None
     if name not in refs:
         name, _, site = dataset_id.rpartition("@")
-    opened = open_dataset(registry, refs[name], place)
+    inputs = next(inputs for inputs in protocol.inputs if inputs.label == shown)
+    (opened,) = shown_of(protocol, inputs, [open_dataset(registry, refs[name], place)])
     pool = _tested(protocol, opened, site)
-    return Target(protocol, opened, site, _shape(protocol, pool, shot), pool, ())
+    return Target(protocol, opened, site, _shape(protocol, pool, shot), pool, (), inputs)
 
 
 def _shape(protocol: Protocol, pool: Pool, shot: int) -> Shape:
@@ -187,9 +231,14 @@ def _shape(protocol: Protocol, pool: Pool, shot: int) -> Shape:
     return Shape(way, shot, protocol.queries)
 
 
-def _same(target: str, group: tuple[Opened, str | None, Pool, list[SourceSet]]) -> bool:
-    opened, site = group[0], group[1]
-    return target in (opened.name, site, f"{opened.name}@{site}")
+def is_meant(target: str, dataset: str, site: str | None, shown: str) -> bool:
+    """Whether `target` names a dataset or site with these inputs, or with all there are.
+
+    >>> is_meant("scans", "scans", None, "ct"), is_meant("scans[all]", "scans", None, "ct")
+    (True, False)
+    """
+    names = (dataset, site, f"{dataset}@{site}")
+    return target in names or target in [f"{name}[{shown}]" for name in names]
 
 
 def _open_all(

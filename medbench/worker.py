@@ -34,9 +34,11 @@ from medbench.files import file_digest
 from medbench.jobs import STAGE_BEGAN, WAITING, Folders, Job, Manner, header, now, write_failure
 from medbench.lanes import Lanes
 from medbench.measure import hardware, versions
+from medbench.modalities import told
 from medbench.multilabel import BinaryRelevance
 from medbench.nesting import layers
 from medbench.plan import adapt_params
+from medbench.protocols import EVERYTHING
 from medbench.quiet import Quiet
 from medbench.records import write_record
 from medbench.training import Progress
@@ -173,6 +175,10 @@ def _run_cell(
     enter("score")
     measured, groups = lanes.measured(answers), lanes.by_group(answers)
     enter("save")
+    shown: dict[str, Any] = {}
+    if target.modalities or target.inputs.label != EVERYTHING:
+        names = [m.name for m in target.opened.dataset.info.modalities]
+        shown["inputs"] = told(target.inputs, names, target.missing(block))
     data = header(job) | {
         "status": "ok",
         "earlier_tries": list(manner.earlier),
@@ -190,6 +196,7 @@ def _run_cell(
         },
         "overlap": _overlap(bench, job),
         "licences": _licences(bench, job),
+        **shown,
         "backbone": {
             "parameters": sum(p.numel() for p in backbone.parameters()),
             "bytes": sum(t.numel() * t.element_size() for t in backbone.state_dict().values()),

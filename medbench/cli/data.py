@@ -151,6 +151,8 @@ def check(names: tuple[str, ...], params: tuple[str, ...], as_json: bool) -> Non
             "sites": None,
             "patients": None,
         }
+        if info.modalities:
+            report["modalities"] = {m.name: m.channels for m in info.modalities}
         if info.task_kind == "detection":
             report["boxes"] = n_boxes
         if dataset.spacings is not None:

@@ -22,6 +22,7 @@ from medbench.conformance.common import COMMON
 from medbench.conformance.subject import Subject
 from medbench.embed import to_input, weights_digest
 from medbench.errors import MedbenchError
+from medbench.modalities import Images
 from medbench.nesting import layers
 from medbench.plugins import Entry, Plugin, Registry, load_factory
 
@@ -38,7 +39,7 @@ class Built:
     subject: Subject
     _networks: dict[int, Backbone] = field(default_factory=dict)
 
-    def build(self, channels: int = 1, seed: int = 0) -> Backbone:
+    def build(self, channels: int = 1, seed: int = 0, modalities: tuple[str, ...] = ()) -> Backbone:
         """A new network with random weights, in eval mode."""
         registry = _with(self.subject)
         ref = BackboneRef(name=self.subject.name, params=dict(self.subject.params))
@@ -49,6 +50,7 @@ class Built:
             image_size=_SIZE if n_dims == 2 else _VOLUME_SIZE,
             channels=channels,
             seed=seed,
+            modalities=modalities,
         )
 
     def network(self, channels: int = 1) -> Backbone:
@@ -155,6 +157,38 @@ def _finite(built: Built) -> None:
             raise Broken(
                 f"{int(bad.sum())} of {bad.numel()} features of {what} images are not finite."
             )
+
+
+@BACKBONES.add(
+    "modalities",
+    reason="Images may lack some of several aligned modalities, and have a class nevertheless.",
+    hint="Take a network for each modality as inner, and its channels in order. The pixels of a "
+    "missing one are input.missing (NaN, if so set): leave its features out.",
+    needs=("feature-dimension",),
+)
+def _modalities(built: Built) -> None:
+    if not built.subject.spec.fuses:
+        raise DoesNotApply("it does not fuse modalities")
+    backbone = built.build(modalities=("one", "two"))
+    wants = backbone.input
+    images = material.episode(0, (2, 2, 2), 6).query
+    if wants.n_dims == 3:
+        images = np.stack([images // (1 + z) for z in range(_VOLUME_SIZE // 4)], axis=1)
+    both = np.concatenate([images, 255 - images], axis=-1)
+    lacks = np.zeros((len(both), 2), np.bool_)
+    for without in (None, 0, 1):
+        lacks[:] = [number == without for number in (0, 1)]
+        x = to_input(Images(both, (1, 1), lacks), wants, torch.device("cpu"))
+        with torch.no_grad():
+            found = backbone(x)
+        told = "two modalities" if without is None else f"modality {without + 1} of two missing"
+        if tuple(found.shape) != (len(both), backbone.n_features):
+            raise Broken(
+                f"with {told}, forward returned {tuple(found.shape)} for {len(both)} images, and "
+                f"n_features is {backbone.n_features}."
+            )
+        if not torch.isfinite(found).all():
+            raise Broken(f"with {told}, features are not finite.")
 
 
 @BACKBONES.add(

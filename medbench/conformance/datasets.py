@@ -18,6 +18,7 @@ from medbench.conformance.check import Broken, DoesNotApply, Shelf, in_words
 from medbench.conformance.common import COMMON
 from medbench.conformance.subject import Subject
 from medbench.errors import DataMissing, MedbenchError
+from medbench.modalities import wrongly_declared
 from medbench.opened import default_place
 from medbench.plugins import Entry, Plugin, load_factory
 
@@ -125,10 +126,11 @@ def _info(found: Found) -> None:
     # Members of a family follow the user's files and parameters: slices of volumes, say.
     own = bool(spec.takes_argument)
     n_dims = (2, 3) if own else (spec.n_dims,)
-    if len(info.image_shape) - 1 not in n_dims or info.image_shape[-1] not in (1, 3):
+    coloured = bool(info.modalities) or info.image_shape[-1] in (1, 3)
+    if len(info.image_shape) - 1 not in n_dims or not coloured:
         raise Broken(
             f"info.image_shape is {info.image_shape}, and {' or '.join(map(str, n_dims))}-D images "
-            "with 1 or 3 channels last are expected."
+            "with 1 or 3 channels last, or info.modalities, are expected."
         )
     if len(set(info.label_names)) != len(info.label_names):
         raise Broken(f"info.label_names names a class twice: {', '.join(info.label_names)}.")
@@ -143,6 +145,19 @@ def _info(found: Found) -> None:
     ]
     if wrong:
         raise Broken(f"{'; '.join(wrong)}.")
+
+
+@DATASETS.add(
+    "modalities",
+    reason="Wrappers of backbones take an image apart by the modalities that info declares.",
+    hint="Give info.modalities in the order of the channels, Modality(name, channels), so that "
+    "they add up to the last number of image_shape; leave it empty where there is one alone.",
+    needs=("opens",),
+)
+def _modalities(found: Found) -> None:
+    wrong = wrongly_declared(found.dataset.info)
+    if wrong:
+        raise Broken(wrong)
 
 
 @DATASETS.add(

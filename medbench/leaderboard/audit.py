@@ -73,8 +73,9 @@ class Auditor:
         if rule.shots is not None and cell["shot"] not in rule.shots:
             yield f"its shot is {cell['shot']}, and the suite has {list(rule.shots)}."
         target = str(record.data["request"]["target_dataset"])
-        site = target.rpartition("@")[2]
-        if rule.targets is not None and not {target, site} & set(rule.targets):
+        names = {target, target.rpartition("@")[2], target.partition("@")[0]}
+        names |= {f"{name}[{record.data['request'].get('inputs', 'all')}]" for name in names}
+        if rule.targets is not None and not names & set(rule.targets):
             yield f"its target is {target}, and the suite has {', '.join(rule.targets)}."
         n = record.data["ingredients"]["target"]["n_episodes"]
         if rule.episodes is not None and n != rule.episodes:

@@ -189,8 +189,93 @@ _INFLATED = BackboneSpec(
     ),
 )
 
+_STACKED = BackboneSpec(
+    name="stacked",
+    version="1",
+    factory="medbench_backbones.fusion:Stacked",
+    summary="Aligned modalities as channels of one network's input (early fusion)",
+    citation=Citation(
+        title="Multimodal Machine Learning: A Survey and Taxonomy",
+        authors="Tadas Baltrusaitis, Chaitanya Ahuja, Louis-Philippe Morency",
+        venue="IEEE TPAMI 41(2)",
+        year=2019,
+        url="https://arxiv.org/abs/1705.09406",
+    ),
+    licence="Apache-2.0",
+    takes_argument="BACKBONE",
+    wraps=(2, 3),
+    n_dims=None,
+    parameters=(
+        Parameter(
+            "fill",
+            0.0,
+            "pixel value of a modality that an image lacks, 0 black, 1 white",
+            "float",
+            minimum=0.0,
+            maximum=1.0,
+        ),
+    ),
+)
+
+_LATE = BackboneSpec(
+    name="late",
+    version="1",
+    factory="medbench_backbones.fusion:Late",
+    summary="A network for each aligned modality; features averaged over those present",
+    citation=Citation(
+        title="HeMIS: Hetero-Modal Image Segmentation",
+        authors="Mohammad Havaei, Nicolas Guizard, Nicolas Chapados, Yoshua Bengio",
+        venue="MICCAI",
+        year=2016,
+        url="https://arxiv.org/abs/1607.05194",
+    ),
+    licence="Apache-2.0",
+    takes_argument="BACKBONE",
+    wraps=(2, 3),
+    n_dims=None,
+    fuses=True,
+    parameters=(
+        Parameter(
+            "fusion",
+            "mean",
+            "of features over modalities; with concat they stand side by side, zeros for missing",
+            "str",
+            choices=("mean", "concat"),
+        ),
+    ),
+)
+
+_GATED = BackboneSpec(
+    name="gated",
+    version="1",
+    factory="medbench_backbones.fusion:Gated",
+    summary="A network for each aligned modality, weighed by gates that are learned",
+    citation=Citation(
+        title="Gated Multimodal Units for Information Fusion",
+        authors="John Arevalo, Thamar Solorio, Manuel Montes-y-Gomez, Fabio A. Gonzalez",
+        venue="ICLR Workshop",
+        year=2017,
+        url="https://arxiv.org/abs/1702.01992",
+    ),
+    licence="Apache-2.0",
+    takes_argument="BACKBONE",
+    wraps=(2, 3),
+    n_dims=None,
+    fuses=True,
+    parameters=(
+        Parameter(
+            "hidden",
+            None,
+            "features after fusion (default: as many as each network has)",
+            "int",
+            minimum=1,
+            optional=True,
+        ),
+    ),
+)
+
 
 @hookimpl
 def medbench_backbones() -> list[BackboneSpec]:
     """The backbones this plugin brings."""
-    return [_CONV4, _RESNET12, _TIMM, _CONV4_3D, _SLICES, _INFLATED]
+    return [_CONV4, _RESNET12, _TIMM, _CONV4_3D, _SLICES, _INFLATED, _STACKED, _LATE, _GATED]

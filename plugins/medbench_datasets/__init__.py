@@ -13,8 +13,10 @@ def medbench_datasets() -> list[DatasetSpec]:
     return [
         _specs.SYNTHETIC,
         _specs.VESSELS,
+        _specs.SCANS,
         *_specs.medmnist(),
         *_specs.USER,
+        _specs.ALIGNED,
         *_target_specs.TARGETS,
         _specs.OMNIGLOT,
     ]

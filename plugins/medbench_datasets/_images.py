@@ -68,6 +68,16 @@ class ImageFiles(Dataset):
         order = combined(*self._names)
         return combined("images", 1, files, order, *columns, self.info.image_shape)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The file of each image, as it is called from the folder of all."""
+        return self._names
+
+    @property
+    def root(self) -> Path:
+        """The folder of all files."""
+        return self._root
+
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images ``(len(indices), H, W, C)`` uint8; raises `DataError` naming a broken file."""
         indices = checked_indices(indices, len(self))

@@ -179,6 +179,28 @@ USER = (
     ),
 )
 
+# As of a table of images, but for the columns of files.
+ALIGNED = DatasetSpec(
+    name="aligned",
+    version="1",
+    factory="medbench_datasets.aligned:open_aligned",
+    summary="a table with an image file for each of several aligned modalities in every row",
+    modality="unstated",
+    domain="user",
+    licence="unstated",
+    citation=USERS_OWN,
+    takes_argument="PATH",
+    parameters=(
+        Parameter(
+            "modalities",
+            "",
+            "columns of file names, one a modality, as in 'ct, mri' or 'ct=ct_file, mri=mri_file'",
+            "str",
+        ),
+        *(p for p in USER[-1].parameters if p.name != "image_column"),
+    ),
+)
+
 OMNIGLOT = DatasetSpec(
     name="omniglot",
     version="1",
@@ -261,6 +283,23 @@ VESSELS = DatasetSpec(
     parameters=(
         Parameter("size", 16, "edge length in voxels", "int", minimum=12, maximum=128),
         Parameter("images_per_class", 40, "volumes of each class", "int", minimum=10, maximum=5000),
+        Parameter("seed", 0, "everything is drawn from it", "int", minimum=0, maximum=2**62),
+    ),
+)
+
+SCANS = DatasetSpec(
+    name="synthetic-scans",
+    version="1",
+    factory="medbench_datasets.synthetic.scans:open_scans",
+    summary="lesions in aligned CT and MRI made on the fly from a seed; each shows half of a class",
+    modality="simulated CT and MRI",
+    domain="synthetic-scans",
+    licence="Apache-2.0",
+    citation=SYNTHETIC.citation,
+    n_classes=16,
+    parameters=(
+        Parameter("size", 28, "edge length in pixels", "int", minimum=16, maximum=512),
+        Parameter("images_per_class", 40, "images of each class", "int", minimum=10, maximum=10000),
         Parameter("seed", 0, "everything is drawn from it", "int", minimum=0, maximum=2**62),
     ),
 )

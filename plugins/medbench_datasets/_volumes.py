@@ -33,7 +33,10 @@ class Scan:
 
 
 class Volumes(Dataset, ABC):
-    """Volumes ``(D, H, W)`` behind images ``(D, H, W, 1)``, or each slice as ``(H, W, 1)``."""
+    """Volumes ``(D, H, W)`` behind images ``(D, H, W, C)``, or each slice as ``(H, W, C)``.
+
+    C is 1, or the number of aligned modalities, each with grey levels of its own.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,11 @@ class Volumes(Dataset, ABC):
     def _load(self, volume: int) -> NDArray[np.float32]:
         """One volume ``(D, H, W)``."""
 
+    def _load_modality(self, volume: int, number: int) -> NDArray[np.float32]:
+        """One of several aligned modalities of a volume; with one alone that is all of it."""
+        assert number == 0
+        return self._load(volume)
+
     def _inverted(self, volume: int) -> bool:
         """Whether the largest value is black."""
         return False
@@ -111,8 +119,9 @@ class Volumes(Dataset, ABC):
         for volume, rows in self._by_volume(indices):
             pixels = self._pixels(volume)
             for row in rows.tolist():
-                part = pixels[self._slice[indices[row]]] if self._slices else pixels
-                images[row] = smoothed(part, space)[..., None]
+                for channel, of_one in enumerate(pixels):
+                    part = of_one[self._slice[indices[row]]] if self._slices else of_one
+                    images[row, ..., channel] = smoothed(part, space)
         return images
 
     def _masks(
@@ -126,6 +135,7 @@ class Volumes(Dataset, ABC):
         values = np.arange(1, n_labels + 1).reshape(-1, *([1] * len(space)))
         for volume, rows in self._by_volume(indices):
             found = self._remembered("map", volume, load_map)
+            self._check_shape(volume, found)
             for row in rows.tolist():
                 part = found[self._slice[indices[row]]] if self._slices else found
                 masks[row] = resized(part, space) == values
@@ -137,18 +147,13 @@ class Volumes(Dataset, ABC):
             yield volume, np.flatnonzero(volumes == volume)
 
     def _pixels(self, volume: int) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = self._remembered("pixels", volume, self._eight_bits)
+        """``(C, D, H, W)``, or ``(C, H, W)`` of slices."""
+        found: NDArray[np.uint8] = self._remembered("pixels", volume, self._every_modality)
         return found
 
-    def _eight_bits(self, volume: int) -> NDArray[np.uint8]:
-        found = self._load(volume)
-        if not np.isfinite(found).all():
-            raise DataError(
-                f"{self._root / self._scans[volume].name} holds voxels that are NaN or infinite; "
-                "expected numbers. Repair or leave out the volume."
-            )
-        pixels = eight_bits(found, self._window)
-        return 255 - pixels if self._inverted(volume) else pixels
+    def _every_modality(self, volume: int) -> NDArray[np.uint8]:
+        n_channels = self.info.image_shape[-1]
+        return np.stack([self._shades(volume, channel) for channel in range(n_channels)])
 
     def _remembered(
         self, what: str, volume: int, load: Callable[[int], NDArray[Any]]
@@ -157,15 +162,29 @@ class Volumes(Dataset, ABC):
         if self._kept is not None and self._kept[0] == (what, volume):
             return self._kept[1]
         self._kept = None
-        scan = self._scans[volume]
         found = load(volume)
+        self._kept = ((what, volume), found)
+        return found
+
+    def _shades(self, volume: int, channel: int) -> NDArray[np.uint8]:
+        """One modality of a volume ``(D, H, W)`` in 8 bits."""
+        values = self._load_modality(volume, channel)
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{self._root / self._scans[volume].name} holds voxels that are NaN or infinite; "
+                "expected numbers. Repair or leave out the volume."
+            )
+        self._check_shape(volume, values)
+        found = eight_bits(values, self._window)
+        return 255 - found if self._inverted(volume) else found
+
+    def _check_shape(self, volume: int, found: NDArray[Any]) -> None:
+        scan = self._scans[volume]
         if found.shape != scan.shape:
             raise DataError(
                 f"{self._root / scan.name} has {found.shape} voxels (depth, height, width) now and "
                 f"had {scan.shape} when the dataset was opened. It was changed: open it again."
             )
-        self._kept = ((what, volume), found)
-        return found
 
 
 def window_of(text: str | None) -> tuple[float, float] | None:
@@ -224,7 +243,7 @@ def _weights(n: int, length: int) -> NDArray[np.float32]:
 
 
 def delivered_shape(
-    where: Path, scans: Sequence[Scan], size: int | None, *, slices: bool
+    where: Path, scans: Sequence[Scan], size: int | None, *, slices: bool, channels: int = 1
 ) -> tuple[int, ...]:
     """The shape of images: as asked, else that which all share; slices else have 224 pixels.
 
@@ -232,11 +251,11 @@ def delivered_shape(
     """
     shapes = {scan.shape[1:] if slices else scan.shape for scan in scans}
     if size is not None:
-        return (*[size] * (2 if slices else 3), 1)
+        return (*[size] * (2 if slices else 3), channels)
     if len(shapes) == 1:
-        return (*next(iter(shapes)), 1)
+        return (*next(iter(shapes)), channels)
     if slices:
-        return (_DEFAULT_SIZE, _DEFAULT_SIZE, 1)
+        return (_DEFAULT_SIZE, _DEFAULT_SIZE, channels)
     seen = ", ".join(str(shape) for shape in sorted(shapes)[:3])
     raise DataError(
         f"{where}: the volumes have {len(shapes)} shapes ({seen} ...: depth, height, width); say "

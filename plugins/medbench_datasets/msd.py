@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medbench.api import DataError, DataMissing, DatasetInfo, Place
+from medbench.api import DataError, DataMissing, DatasetInfo, Modality, Place
 from medbench_datasets._nifti import read_header, read_voxels
 from medbench_datasets._optional import needed
 from medbench_datasets._people import Table, read_people
 from medbench_datasets._store import manifest, remember, remembered
 from medbench_datasets._user import located
 from medbench_datasets._volumes import Scan, Volumes, delivered_shape, window_of
+
+_ALL = -1
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,11 @@ class DecathlonVolumes(Volumes):
         self._pairs, self._values, self._channel = tuple(pairs), tuple(values), channel
 
     def _load(self, volume: int) -> NDArray[np.float32]:
-        path = self._root / self._pairs[volume][0]
-        return read_voxels(path, self._channel).astype(np.float32)
+        return self._load_modality(volume, 0)
+
+    def _load_modality(self, volume: int, number: int) -> NDArray[np.float32]:
+        channel = number if self._channel == _ALL else self._channel
+        return read_voxels(self._root / self._pairs[volume][0], channel).astype(np.float32)
 
     def _load_map(self, volume: int) -> NDArray[np.integer[Any]]:
         return _label_map(self._root / self._pairs[volume][1], self._values)
@@ -77,16 +83,19 @@ def open_msd(
 ) -> DecathlonVolumes:
     """The volumes that ``dataset.json`` lists under ``training``, with their label maps.
 
-    Raises `DataError` naming the file for a description that lacks something, broken NIfTI files,
-    label maps of another shape or place than their volume, values that are not described.
+    With `channel` -1 all channels of volumes with several are read, as aligned modalities with
+    the names that ``dataset.json`` gives. Raises `DataError` naming the file for a description that
+    lacks something, broken NIfTI files, label maps of another shape or place than their volume,
+    values that are not described.
     """
     root = located(place, argument, kind="folder", example="msd:Task09_Spleen")
     needed("nibabel", str(root))
     chosen_window = window_of(window)
     about = _description(root / "dataset.json")
     known = _scan(root, about, place.cache)
+    modalities = _aligned(root, about, known, chosen_window) if channel == _ALL else ()
     for pair, (_, channels) in zip(about.pairs, known.volumes, strict=True):
-        if not 0 <= channel < channels:
+        if channel != _ALL and not 0 <= channel < channels:
             raise DataError(
                 f"{root / pair[0]} has {channels} channels; channel={channel} is not among "
                 f"0...{channels - 1}."
@@ -102,17 +111,24 @@ def open_msd(
         Table(table, image_column, patient_column, site_column, split_column),
         names,
     )
-    stated = about.modalities[channel] if channel < len(about.modalities) else "unstated"
+    stated = "unstated"
+    if channel == _ALL:
+        stated = " and ".join(about.modalities) or stated
+    elif channel < len(about.modalities):
+        stated = about.modalities[channel]
     info = DatasetInfo(
         name=f"msd:{argument}",
         label_names=tuple(about.labels.values()),
-        image_shape=delivered_shape(root, scans, size, slices=slices),
+        image_shape=delivered_shape(
+            root, scans, size, slices=slices, channels=len(modalities) or 1
+        ),
         domain=domain or f"user:{root.name}",
         modality=modality or stated,
         licence=licence,
         task_kind="segmentation",
         non_commercial=non_commercial,
         site_names=people.site_names,
+        modalities=modalities,
     )
     return DecathlonVolumes(
         info,
@@ -127,6 +143,31 @@ def open_msd(
         slices=slices,
         window=chosen_window,
     )
+
+
+def _aligned(
+    root: Path, about: _Description, known: _Known, window: tuple[float, float] | None
+) -> tuple[Modality, ...]:
+    """The modality of each channel, by the names in ``dataset.json``."""
+    names = [re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.") for name in about.modalities]
+    if not all(names) or len(set(names)) < len(names):
+        raise DataError(
+            f"{about.path}: modality is {', '.join(map(repr, about.modalities))}; to read all "
+            "channels as modalities, names of letters and digits that differ are expected."
+        )
+    for (image, _), (_, channels) in zip(about.pairs, known.volumes, strict=True):
+        if channels != len(names):
+            raise DataError(
+                f"{root / image} has {channels} channels, and {about.path.name} names "
+                f"{len(names)} modalities ({', '.join(names) or 'none'}); expected as many. "
+                "Correct 'modality' there, or choose one with channel=0."
+            )
+    if window is not None and len(names) > 1:
+        raise DataError(
+            f"{root}: one window does not fit {len(names)} modalities ({', '.join(names)}). Leave "
+            "it out, so that each has grey levels of its own, or choose one with channel=0."
+        )
+    return tuple(Modality(name) for name in names)
 
 
 def _description(path: Path) -> _Description:

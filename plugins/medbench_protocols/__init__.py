@@ -20,6 +20,7 @@ _SUMMARIES = {
     "medmnist-cross": "MedMNIST 2-D sets, one held-out dataset at a time",
     "medmnist-findings": "ChestMNIST, 14 findings (multilabel), meta-train on other domains",
     "synthetic-volumes": "Made-up vessels in volumes, unseen pairs of twist and form; offline",
+    "synthetic-modalities": "Made-up lesions in CT and MRI: both, each alone, one missing; offline",
     "medmnist3d-cross": "MedMNIST 3-D sets (volumes), one held-out dataset at a time",
     "wbc-sites": "White blood cells, one held-out laboratory at a time",
 }

@@ -41,7 +41,8 @@ def everything() -> Registry:
 
 def examination(kind: str, spec, module: str = "wrong_specs") -> Examination:
     entry = Entry(kind, spec, replace(PLUGIN, module=module))
-    return examine(Subject(everything(), entry, spec.name, _params(entry, {})))
+    name = f"{spec.name}:conv4" if getattr(spec, "wraps", ()) else spec.name
+    return examine(Subject(everything(), entry, name, _params(entry, {})))
 
 
 def results(kind: str, spec, module: str = "wrong_specs") -> dict[str, Result]:

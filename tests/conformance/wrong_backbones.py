@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 
@@ -130,6 +131,28 @@ class Draws(Tiny):
 class IgnoresPretrained(Tiny):
     def __init__(self, *, image_size, channels, pretrained=False):
         super().__init__(image_size=image_size, channels=channels)
+
+
+class IgnoresMissing(Backbone):
+    """Averages over all modalities, also those that are missing."""
+
+    def __init__(self, *, inner, image_size, channels):
+        super().__init__()
+        self.networks = nn.ModuleList(inner)
+        self.n_features, wants = inner[0].n_features, inner[0].input
+        mean, std = wants.mean * len(inner), wants.std * len(inner)
+        self.input = InputSpec(image_size, channels, mean, std, missing=math.nan)
+
+    def over_all(self, images, method):
+        parts = images.split(images.shape[1] // len(self.networks), dim=1)
+        pairs = zip(self.networks, parts, strict=True)
+        return torch.stack([getattr(network, method)(part) for network, part in pairs]).mean(dim=0)
+
+    def feature_map(self, images):
+        return self.over_all(images, "feature_map")
+
+    def forward(self, images):
+        return self.over_all(images, "forward")
 
 
 class CallsHome(Tiny):

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from medbench.api import Boxes, ClassSplit, DataError, Dataset, DatasetInfo
+from medbench.api import Boxes, ClassSplit, DataError, Dataset, DatasetInfo, Modality
 
 N, CLASSES = 72, 3
 
@@ -120,6 +120,18 @@ class NamesAlone(Right):
     def __init__(self, place):
         super().__init__(place)
         self.sites = None
+
+
+class OneTooMany(Right):
+    def __init__(self, place):
+        super().__init__(place)
+        self.info = replace(self.info, modalities=(Modality("ct"), Modality("mri")))
+
+
+class Nameless(Right):
+    def __init__(self, place):
+        super().__init__(place)
+        self.info = replace(self.info, modalities=(Modality("CT scan"),))
 
 
 class Sorts(Right):

@@ -153,6 +153,15 @@ BACKBONES = {
     "pretrained": [_backbone("pretrained", "IgnoresPretrained")],
     "no-network": [_backbone("no-network", "CallsHome")],
     "no-writing": [_backbone("no-writing", "Caches")],
+    "modalities": [
+        replace(
+            _backbone("modalities", "IgnoresMissing"),
+            takes_argument="BACKBONE",
+            wraps=(2,),
+            n_dims=None,
+            fuses=True,
+        )
+    ],
     "spec": [replace(_backbone("spec", "Tiny"), summary="TODO")],
 }
 
@@ -187,6 +196,7 @@ DATASETS = {
     ],
     "licence": [replace(_dataset("licence", "NonCommercial"), licence="CC BY-NC 4.0")],
     "info": [_dataset("info", "OtherDomain"), _dataset("info", "Right", n_classes=7)],
+    "modalities": [_dataset("modalities", "OneTooMany"), _dataset("modalities", "Nameless")],
     "labels": [_dataset("labels", "FromOne"), _dataset("labels", "Floats")],
     "splits": [
         _dataset("splits", "Overlap"),

@@ -15,7 +15,8 @@ from medbench.protocols import load_protocol
 from medbench.tasks import resolve
 
 OFFLINE = ("synthetic-classes", "synthetic-cross", "synthetic-sites", "synthetic-findings",
-           "synthetic-segmentation", "synthetic-detection", "synthetic-volumes")  # fmt: skip
+           "synthetic-segmentation", "synthetic-detection", "synthetic-volumes",
+           "synthetic-modalities")  # fmt: skip
 REAL = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "medmnist-cross",
         "wbc-sites", "nuclei-segmentation", "bccd-detection", "medmnist3d-cross")  # fmt: skip
 # Their data are not to be had by every developer, so nobody could notice a change.
@@ -49,6 +50,8 @@ def test_episodes_of_real_data_are_frozen(name):
 
 
 GOLDEN = {
+    "synthetic-modalities-v1/synthetic-scans:4w1s": "ca96e2cbc69523e28fd17f3ce1e3405a",
+    "synthetic-modalities-v1/synthetic-scans:4w5s": "04ee778b08e59706008f4507dce85d05",
     "synthetic-volumes-v1/synthetic-vessels:4w1s": "06d81046e660db89849b0b1ff46a959f",
     "synthetic-volumes-v1/synthetic-vessels:4w5s": "7f8753e87f2b681038af1e6c844317b4",
     "medmnist3d-cross-v1/medmnist/adrenal3d:2w1s": "a8f1ebf5a02aec466dd0cc236dfabaf7",

@@ -44,6 +44,7 @@ LAYERS = [
         "allocations",
         "energy",
         "opened",
+        "modalities",
         "distributed",
     },
     {"crew", "calibration"},

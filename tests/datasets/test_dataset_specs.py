@@ -19,8 +19,8 @@ SPECS = {spec.name: spec for spec in medbench_datasets()}
 def test_all_datasets_are_there() -> None:
     families = {name for name, spec in SPECS.items() if spec.takes_argument}
     targets = {"voc", "coco", "masks", "boxes", "npz-masks", "msd", "dicom"}
-    assert families == {"npz", "folder", "csv", "synthetic"} | targets
-    apart = {"omniglot", "synthetic-vessels"}
+    assert families == {"npz", "folder", "csv", "aligned", "synthetic"} | targets
+    apart = {"omniglot", "synthetic-vessels", "synthetic-scans"}
     assert set(SPECS) == {f"medmnist/{n}" for n in MEDMNIST} | families | apart
     assert len(MEDMNIST) == 18
 

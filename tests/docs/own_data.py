@@ -48,10 +48,24 @@ def write_all(data: Path, n: int = 24) -> None:
                 rows.append(f"2021/{site}-{kind}-{i}.png,{kind},{site},p{s}{k}{i // 2}")
     (data / "scans" / "index.csv").write_text("\n".join(rows) + "\n")
     _masks_and_boxes(data, n)
+    _modalities(data / "brains")
     _volumes(data / "Task09_Spleen")
     for k, kind in enumerate(("abdomen", "chest")):
         for patient in range(3):
             _series(data / "ct" / kind / f"series{patient}", kind.upper(), f"{k}{patient}")
+
+
+def _modalities(root: Path) -> None:
+    rows = ["ct,mri,label,patient,site"]
+    for s, site in enumerate(("north", "south")):
+        for k, kind in enumerate(("none", "nodule")):
+            for i in range(12):
+                name = f"{site}-{kind}-{i}.png"
+                pixels = picture(k, 100 * s + i)[0]
+                save(root / "ct" / name, pixels)
+                save(root / "mri" / name, 255 - pixels)
+                rows.append(f"ct/{name},mri/{name},{kind},p{s}{k}{i},{site}")
+    (root / "index.csv").write_text("\n".join(rows) + "\n")
 
 
 def _masks_and_boxes(data: Path, n: int) -> None:

@@ -49,9 +49,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The two distributions of the page, as installed: what `new` wrote, with the page's rules."""
+    """The distributions of the page, as installed: what `new` wrote, with the page's rules."""
     made = []
-    for name in ("clinic/scanners", "clinic/nuclei"):
+    for name in ("clinic/scanners", "clinic/nuclei", "clinic/brains"):
         distribution = name.replace("/", "-")
         folder = tmp_path_factory.mktemp("plugins") / distribution
         scaffold("protocol", name, registry(), folder)
@@ -78,7 +78,7 @@ def _installed(
     (tmp_path / "scanners.yaml").write_text(block("yaml", "name: scanners"))
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("clinic_scanners", "clinic_nuclei"):
+    for name in ("clinic_scanners", "clinic_nuclei", "clinic_brains"):
         sys.modules.pop(name, None)
 
 
@@ -98,7 +98,8 @@ def test_what_the_page_runs_can_be_planned(line, capsys):
         main(words if "--dry-run" in words else [*words, "--dry-run"])
     shown = capsys.readouterr()
     assert not stop.value.code, shown.out + shown.err
-    wanted = "GE" if "scanners" in line else "masks:nuclei"
+    expected = {"runs/scans": "synthetic-scans", "brains": "aligned:brains", "scanners": "GE"}
+    wanted = next((word for name, word in expected.items() if name in line), "masks:nuclei")
     assert wanted in shown.out + shown.err
 
 
@@ -106,6 +107,7 @@ def test_every_layout_of_the_page_is_read():
     shown = re.findall(r"^\| .*\| `([\w-]+:[^`]+)`", TEXT, re.MULTILINE)
     named = {word.partition(":")[0] for word in shown}
     read = {word.partition(":")[0] for line in READS for word in line.split() if ":" in word}
-    assert named == {"folder", "csv", "npz", "masks", "npz-masks", "voc", "coco", "boxes", "msd"}
+    more = {"npz-masks", "voc", "coco", "boxes", "msd", "aligned"}
+    assert named == {"folder", "csv", "npz", "masks", *more}
     assert named - read == {"npz-masks"}
     assert "dicom" in read
