@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from medbench.folding import fold_batchnorm
     from medbench.network import Backbone
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "Unavailable",
     "derive_seed",
     "did_you_mean",
+    "fold_batchnorm",
     "hookimpl",
 ]
 
@@ -90,6 +92,10 @@ def __getattr__(name: str) -> Any:
         from medbench.network import Backbone
 
         return Backbone
+    if name == "fold_batchnorm":
+        from medbench.folding import fold_batchnorm
+
+        return fold_batchnorm
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -261,6 +267,8 @@ class BackboneSpec:
     have one of these numbers of dimensions. Its factory gets that network, built with the weights
     asked for, as ``inner=`` instead of ``argument=`` and ``pretrained=``; parameters that the
     wrapper does not have are the inner network's. With ``n_dims`` None it takes what that takes.
+
+    One with ``learns`` looks at source images after meta-training, or instead (`Backbone.learn`).
     """
 
     name: str
@@ -273,6 +281,7 @@ class BackboneSpec:
     takes_argument: str = ""
     wraps: tuple[Literal[2, 3], ...] = ()
     n_dims: Literal[2, 3] | None = 2
+    learns: bool = False
     pretrained_on: str = ""
     conformance: Conformance = field(default_factory=Conformance)
 

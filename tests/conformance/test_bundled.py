@@ -14,7 +14,8 @@ from medbench.conformance.suite import examine
 from medbench.plugins import KINDS, registry
 
 SORTS = ("protonet", "linear-probe", "bd-cspn", "anil", "dn4", "baseline")
-OTHERS = ("conv4", "synthetic:cells", "synthetic:xray")
+OTHERS = ("conv4", "int8:conv4", "pruned:conv4", "distilled:conv4", "synthetic:cells")
+OTHERS = (*OTHERS, "synthetic:xray")
 
 
 @conformance.parametrize(*SORTS, *OTHERS)
