@@ -61,7 +61,7 @@ def channels_of(network: nn.Module) -> list[Channels]:
     """
     graph = fx.symbolic_trace(network).graph
     modules = dict(network.named_modules(remove_duplicate=False))
-    calls = [modules[n.target] for n in graph.nodes if n.op == "call_module"]  # type: ignore[index]
+    calls = [modules[n.target] for n in graph.nodes if n.op == "call_module"]
     # What is called twice, or known by two names, serves more than one place.
     repeated = {m for m in calls if sum(m is c for c in calls) > 1}
     of = _Of()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, final
 
 import torch
@@ -116,7 +117,11 @@ class Distilled(Backbone):
         teacher, student = self.inner.eval(), self.student
         optimiser = torch.optim.Adam(student.parameters(), lr=self.lr)
         state = {"student": student, "optimiser": optimiser}
+        n_steps = max(1, math.ceil(run.budget.images / self.batch_size))
         for step in run.steps(state, images_per_step=self.batch_size):
+            # Half a cosine, of the step alone, so that a resumed lesson has the same rates.
+            for group in optimiser.param_groups:
+                group["lr"] = self.lr * (1 + math.cos(math.pi * step / n_steps)) / 2
             student.train()
             images, _ = source.batch(step, self.batch_size)
             with torch.no_grad():

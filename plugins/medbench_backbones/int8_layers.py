@@ -80,7 +80,8 @@ class Int8Layer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self._packed = None
-        return super()._apply(fn, recurse)
+        found: nn.Module = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return found
 
     @property
     def whole_numbers(self) -> bool:
@@ -210,7 +211,8 @@ class Int8Linear(Int8Layer):
         if self._packed is None:
             self._packed = (torch.ops.onednn.qlinear_prepack(self.weight, None),)
         rows = levels.to(torch.uint8).flatten(0, -2)
-        return _multiplied(rows, self._packed[0], self.step).unflatten(0, levels.shape[:-1])
+        sums = _multiplied(rows, self._packed[0], self.step)
+        return sums.view(*levels.shape[:-1], -1)
 
 
 def compressed(layer: nn.Module, *, activations: bool) -> Int8Layer | None:

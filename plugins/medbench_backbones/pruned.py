@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable
 from typing import Final, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medbench.api import Backbone, MedbenchError
 from medbench_backbones.channels import (
@@ -115,7 +117,7 @@ def _found(network: Backbone) -> list[Channels]:
     return found
 
 
-def _check(dense: nn.Module, pruned: Backbone) -> None:
+def _check(dense: Backbone, pruned: Backbone) -> None:
     """Hold a pruned network against the whole one with the same channels silenced."""
     shape = (_PROBE_IMAGES, *pruned.input.shape)
     at = next(pruned.parameters())
@@ -123,12 +125,11 @@ def _check(dense: nn.Module, pruned: Backbone) -> None:
     modes = [(m, m.training) for network in (dense, pruned) for m in network.modules()]
     for network in (dense, pruned):
         network.eval()
-    views = [lambda network: network(images)]
-    try:
-        dense.feature_map(images)  # type: ignore[operator]
+    views: list[Callable[[Backbone], Tensor]] = [lambda network: network(images)]
+    # Not every network has maps.
+    with contextlib.suppress(MedbenchError):
+        dense.feature_map(images)
         views.append(lambda network: network.feature_map(images))
-    except MedbenchError:
-        pass  # not every network has maps
     for view in views:
         wanted = view(dense)
         try:

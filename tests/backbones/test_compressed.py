@@ -59,6 +59,14 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
 
 
+def file_bytes(network: nn.Module, folder: Path) -> int:
+    """What a safetensors file of the network takes, its header apart."""
+    path = folder / "network.safetensors"
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
+    data = path.read_bytes()
+    return len(data) - 8 - int.from_bytes(data[:8], "little")
+
+
 def bytes_of(network: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in network.state_dict().values())
 
@@ -228,8 +236,8 @@ def test_subclasses_and_other_paddings_stay_in_floats() -> None:
     [
         ("int8:conv4", 28, {}, "int8: 4 layers, 99.8 % of the weights"),
         ("int8:resnet12", 32, {"width_factor": 0.2}, "int8: 16 layers"),
-        ("int8:timm:test_resnet", 32, {}, "int8: 8 layers"),
-        ("int8:timm:test_vit", 32, {}, "int8: "),
+        ("int8:timm:test_resnet", 32, {}, "int8: 15 layers"),
+        ("int8:timm:test_vit", 32, {}, "int8: 25 layers"),
         ("int8:conv4-3d", 16, {"width": 16}, "int8: 4 layers"),
         ("slices:int8:conv4", 16, {"width": 16}, "int8: 4 layers"),
         ("int8:slices:conv4", 16, {"width": 16}, "int8: 4 layers"),
@@ -258,9 +266,7 @@ def test_the_bytes_of_an_int8_network_are_those_of_its_file(tmp_path: Path) -> N
     weights = 64 * 3 * 9 + 3 * 64 * 64 * 9
     assert bytes_of(small) == weights + 4 * 64 * (4 + 4)
     assert sum(p.numel() for p in small.parameters()) == weights + 4 * 64
-    save_file(small.state_dict(), tmp_path / "small.safetensors")
-    written = (tmp_path / "small.safetensors").stat().st_size
-    assert 0 < written - bytes_of(small) < 2_000  # the header
+    assert file_bytes(small, tmp_path) == bytes_of(small)
     assert before / bytes_of(small) > 3.8
 
 
@@ -416,9 +422,7 @@ def test_networks_of_several_kinds_lose_half_of_what_they_can(
     assert bytes_of(small) < 0.6 * before
     if n is not None:
         assert form_of(small).startswith(f"pruned: {n} of {2 * n} channels")
-    save_file(small.state_dict(), tmp_path / "small.safetensors")
-    written = (tmp_path / "small.safetensors").stat().st_size
-    assert 0 <= written - bytes_of(small) < 30_000
+    assert file_bytes(small, tmp_path) == bytes_of(small)
 
 
 def test_what_is_pruned_before_training_is_small_from_the_start() -> None:

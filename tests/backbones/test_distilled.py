@@ -37,13 +37,12 @@ def build(name: str, size: int = 28, channels: int = 3, seed: int = 0, **params:
     return build_backbone(registry(), ref, image_size=size, channels=channels, seed=seed)
 
 
-def settled(network: Backbone) -> Backbone:
+def settled(network: Backbone, source: TaskSource) -> Backbone:
     """With the statistics that a training would have left."""
     network.train()
     with torch.no_grad():
-        for seed in range(30):
-            generator = torch.Generator().manual_seed(seed)
-            network(torch.rand(32, *network.input.shape, generator=generator))
+        for step in range(30):
+            network(source.batch(step, 32)[0])
     return network.eval()
 
 
@@ -75,18 +74,19 @@ def gap(found: Tensor, wanted: Tensor) -> float:
 def test_a_taught_student_gives_the_teachers_features_for_images_it_never_saw(
     source: TaskSource,
 ) -> None:
-    network = build("distilled:conv4", width=16, student_width=16, images=9_600)
-    network.inner = settled(network.inner)
+    params = {"width": 8, "student_width": 16, "images": 6_400, "batch_size": 32}
+    network = build("distilled:conv4", **params)
+    network.inner = settled(network.inner, source)
     teacher, untaught = copy.deepcopy(network.inner), copy.deepcopy(network)
-    run = taught(network, source, 9_600)
-    assert (run.images_seen, run.n_steps) == (9_600, 150)
+    run = taught(network, source, 6_400)
+    assert (run.images_seen, run.n_steps) == (6_400, 200)
     student = deploy(network)
     (task,) = source.tasks(10_000)
     unseen = torch.cat([task.support.inputs, task.query])
     with torch.no_grad():
         wanted, maps = teacher(unseen), teacher.feature_map(unseen)
-        assert gap(student(unseen), wanted) < 0.5 < gap(deploy(untaught)(unseen), wanted)
-        assert gap(student.feature_map(unseen), maps) < 0.5
+        assert gap(student(unseen), wanted) < 0.9 < gap(deploy(untaught)(unseen), wanted)
+        assert gap(student.feature_map(unseen), maps) < 0.9
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(network.inner.state_dict()[name], tensor), "the teacher learned"
 
