@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from medbench.folding import fold_batchnorm
     from medbench.network import Backbone
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "Unavailable",
     "derive_seed",
     "did_you_mean",
+    "fold_batchnorm",
     "hookimpl",
 ]
 
@@ -91,6 +93,10 @@ def __getattr__(name: str) -> Any:
         from medbench.network import Backbone
 
         return Backbone
+    if name == "fold_batchnorm":
+        from medbench.folding import fold_batchnorm
+
+        return fold_batchnorm
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -266,6 +272,7 @@ class BackboneSpec:
     A wrapper that ``fuses`` joins aligned modalities: its ``inner=`` is a tuple of such networks,
     one for each modality in order (one alone where images have one), each built for the channels of
     a modality. It gets the pixels of a missing modality as its `InputSpec.missing` says.
+    One with ``learns`` looks at source images after meta-training, or instead (`Backbone.learn`).
     """
 
     name: str
@@ -279,6 +286,7 @@ class BackboneSpec:
     wraps: tuple[Literal[2, 3], ...] = ()
     n_dims: Literal[2, 3] | None = 2
     fuses: bool = False
+    learns: bool = False
     pretrained_on: str = ""
     conformance: Conformance = field(default_factory=Conformance)
 

@@ -1,11 +1,11 @@
-"""Builds a backbone from its reference with weights, and its faster equal for inference."""
+"""Builds a backbone from its reference with weights, and what of it is tested."""
 
 from __future__ import annotations
 
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
 from medbench.api import Backbone, InputSpec, derive_seed
 from medbench.config import BackboneRef
 from medbench.embed import Folded, weights_digest
 from medbench.errors import ContractError, DataError, MedbenchError, PluginError
+from medbench.folding import fold_batchnorm
 from medbench.nesting import Layer, layers
 from medbench.plugins import Registry, load_factory
 from medbench.weights import check_weights, weights_path
@@ -27,8 +27,6 @@ from medbench.weights import check_weights, weights_path
 # How far features of the faster copy may be from the network's, relative to the largest of them.
 FOLDING_TOLERANCE = 1e-4
 _PROBE_IMAGES = 4
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def build_backbone(
@@ -155,6 +153,12 @@ def _made(layer: Layer, given: Mapping[str, Any], seed: int | str) -> Backbone:
             f"backbone {layer.name!r} of {entry.origin()}: its spec says n_dims {layer.n_dims}, "
             f"and the input of what its factory returned {backbone.input.n_dims}."
         )
+    if bool(backbone.lesson_images) != entry.spec.learns:
+        raise ContractError(
+            f"backbone {layer.name!r} of {entry.origin()}: its spec says learns "
+            f"{entry.spec.learns}, and what its factory returned has lesson_images "
+            f"{backbone.lesson_images}; without the first nothing would teach it."
+        )
     return backbone
 
 
@@ -224,15 +228,36 @@ def load_weights(backbone: Backbone, tensors: Mapping[str, Tensor], origin: str)
     backbone.load_state_dict({k: given[k] for k in own})
 
 
+def deploy(backbone: Backbone) -> Backbone:
+    """The network that is tested, made of one that has all its weights (`Backbone.deployed`).
+
+    `backbone` is given up. Raises `ContractError` where the network is another one to methods, and
+    what the plugin raises.
+    """
+    name, wants, n_features = type(backbone).__name__, backbone.input, backbone.n_features
+    with torch.no_grad():
+        found = backbone.deployed()
+    if not isinstance(found, Backbone):
+        raise ContractError(
+            f"{name}.deployed returned {type(found).__name__}, and a medbench.api.Backbone is "
+            "needed."
+        )
+    if (found.input, found.n_features) != (wants, n_features):
+        raise ContractError(
+            f"{name}.deployed returned a network with n_features {found.n_features} for "
+            f"{found.input}; what was trained had {n_features} for {wants}, and methods are made "
+            "for that."
+        )
+    found.reference = backbone.reference
+    return _fast_layout(found).eval()
+
+
 def inference_copy(backbone: Backbone) -> Backbone:
     """A `Folded` network equal to `backbone` in eval mode, or `backbone` itself where none is.
 
-    In eval mode BatchNorm is one multiplication and one addition a channel, which the weights and
-    bias of the convolution before it can take over (Jacob et al. 2018, section 3.2). Only a
-    convolution whose output goes to one BatchNorm and nowhere else is folded, as a trace of the
-    network shows. The copy is refused when the network cannot be traced, or when features or maps
-    of a probe of images differ by more than `FOLDING_TOLERANCE`. `backbone` is left as it is, and
-    later changes of it do not reach the copy.
+    Its BatchNorms are folded (`medbench.folding.fold_batchnorm`). The copy is refused when the
+    network cannot be traced, or when features or maps of a probe of images differ by more than
+    `FOLDING_TOLERANCE`. `backbone` is left as it is, and later changes of it do not reach the copy.
     """
     if any(module.training for module in backbone.modules()):
         return backbone
@@ -242,57 +267,13 @@ def inference_copy(backbone: Backbone) -> Backbone:
         # has maps to compare.
         try:
             network = copy.deepcopy(backbone).requires_grad_(False)
-            n_folded = sum(_fold(inner) for inner in _innermost(network))
+            n_folded = fold_batchnorm(network)
             _fast_layout(network)
             if not n_folded or not _alike(backbone, network):
                 return backbone
         except Exception:
             return backbone
     return Folded(network, weights_digest(backbone), n_folded).eval()
-
-
-def _fold(network: nn.Module) -> int:
-    """Fold every BatchNorm that can be, in place; how many these were."""
-    if not any(type(m) in _NORMS for m in network.modules()):
-        return 0
-    pairs = list(_foldable(network))
-    for convolution, norm in pairs:
-        fused = fuse_conv_bn_eval(
-            network.get_submodule(convolution),  # type: ignore[type-var]
-            network.get_submodule(norm),  # type: ignore[arg-type]
-        )
-        network.set_submodule(convolution, fused)
-        network.set_submodule(norm, nn.Identity())
-    return len(pairs)
-
-
-def _innermost(network: Backbone) -> list[Backbone]:
-    # A wrapper may do what cannot be traced, as counting slices; what it wraps are whole networks.
-    found = [module for module in network.modules() if isinstance(module, Backbone)]
-    return [m for m in found if not any(isinstance(c, Backbone) for c in list(m.modules())[1:])]
-
-
-def _foldable(network: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of a convolution and the one BatchNorm that takes its output."""
-    calls = [n for n in fx.symbolic_trace(network).graph.nodes if n.op == "call_module"]
-    modules = dict(network.named_modules(remove_duplicate=False))
-    # A module that is called twice, or known by two names, serves more than one place.
-    once = [n for n in calls if sum(modules[n.target] is modules[m.target] for m in calls) == 1]
-    for norm in once:
-        before = norm.args[0]
-        if (
-            before in once
-            and len(before.users) == 1
-            and type(modules[norm.target]) in _NORMS
-            and modules[norm.target].running_mean is not None
-            and type(modules[before.target]) in _CONVOLUTIONS
-            and not any(_hooked(modules[n.target]) for n in (norm, before))
-        ):
-            yield before.target, norm.target
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _alike(backbone: Backbone, network: Backbone) -> bool:

@@ -220,7 +220,10 @@ class Folded(Backbone):
 
 def form_of(backbone: Backbone) -> str:
     """How a network embeds, in words for a record: ``plain``, or ``4 BatchNorms folded``."""
-    return f"{backbone.n_folded} BatchNorms folded" if isinstance(backbone, Folded) else "plain"
+    forms = [m.form for m in backbone.modules() if isinstance(m, Backbone) and m.form]
+    if isinstance(backbone, Folded):
+        forms.append(f"{backbone.n_folded} BatchNorms folded")
+    return "; ".join(forms) or "plain"
 
 
 def weights_digest(backbone: Backbone) -> str:

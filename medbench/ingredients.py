@@ -137,6 +137,15 @@ class Ingredients:
 
         return bool(self._once(("sees", id(ref)), make).value)
 
+    def learns(self, ref: BackboneRef) -> bool:
+        """Whether a backbone learns from source images, whatever the algorithm does."""
+
+        def make() -> bool:
+            found = layers(self._registry, ref.name, ref.params)
+            return any(layer.entry.spec.learns for layer in found)
+
+        return bool(self._once(("learns", id(ref)), make).value)
+
     def sources(self, target: Target) -> Part:
         """What may be meta-trained on for a target."""
         key = ("sources", *map(id, target.sources))

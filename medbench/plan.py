@@ -145,12 +145,20 @@ class _Combination:
 
     def _trains(self) -> bool:
         traits, target = self._spec.traits, self.target
+        learns = self.rules.ingredients.learns(self.backbone)
         # The cell of an algorithm that cannot do such tasks, or of a network that cannot see such
         # images, says so; it needs no training for that.
-        if not traits.meta_trains or target.protocol.task_kind not in traits.task_kinds:
+        if not (traits.meta_trains or learns):
+            return False
+        if target.protocol.task_kind not in traits.task_kinds:
             return False
         if not self.rules.ingredients.sees(self.backbone):
             return False
+        if not target.sources and learns:
+            raise ProtocolError(
+                f"protocol {target.protocol.name}, target {target.id}: {self.backbone.name} learns "
+                "from source images, and none are left. Choose another backbone."
+            )
         if not target.sources:
             params = self.rules.ingredients.algorithm(self.algorithm).value["params"]
             if traits.does_without_sources(params):
@@ -209,7 +217,7 @@ class _Combination:
     def _train_words(self) -> tuple[str, str]:
         """Title and file name of the trainings, but for the seed."""
         spec = self._spec
-        trainer = spec.name
+        trainer = spec.name if spec.traits.meta_trains else f"the backbone for {spec.name}"
         if spec.trainer:
             trainer = f"{spec.trainer.partition(':')[2]} for {self.algorithm.shown}"
         words = (trainer, self.backbone.shown, _sources_word(self.target))

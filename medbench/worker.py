@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medbench.api import Algorithm, Place
-from medbench.backbones import load_weights
+from medbench.backbones import deploy, load_weights
 from medbench.bench import Bench, build_bench, make, settle
 from medbench.crew import Crew, Lost
 from medbench.embed import weights_digest
@@ -135,7 +135,8 @@ def _run_cell(
     own = {k: v for k, v in learned.items() if k.startswith("backbone.")}
     if own:
         load_weights(backbone, own, f"training {str(job.training_key)[:12]}")
-    backbone.eval()
+    # From here on it is the network that is tested: compressed, where it is to be.
+    backbone = bench.backbone = deploy(backbone.eval())
     rest = {k: v.to(bench.device) for k, v in learned.items() if not k.startswith("backbone.")}
     before = weights_digest(backbone)
     algorithm = make(bench.entry, adapt_params(bench.entry, bench.params))
@@ -252,7 +253,7 @@ def _overlap(bench: Bench, job: Job) -> list[str]:
     found = []
     target = bench.target
     domain = target.opened.dataset.info.domain
-    if bench.entry.spec.traits.meta_trains:
+    if bench.entry.spec.traits.meta_trains or job.training_key is not None:
         domains = job.request["source_domains"]
         same = {source for source, of_source in domains.items() if of_source == domain}
         if same and target.protocol.setting == "within_dataset":

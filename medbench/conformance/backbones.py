@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medbench.api import Backbone
-from medbench.backbones import build_backbone
+from medbench.backbones import build_backbone, deploy
 from medbench.config import BackboneRef
 from medbench.conformance import fresh, guards, material
 from medbench.conformance.check import Broken, DoesNotApply, Shelf, in_words
@@ -267,6 +267,43 @@ def _trainable(built: Built) -> None:
     backbone(images).square().sum().backward()
     if all(p.grad is None for p in backbone.parameters()):
         raise Broken("no parameter gets a gradient.")
+
+
+@BACKBONES.add(
+    "deployed",
+    reason="What is tested must serve the methods that were trained, and stay as it is.",
+    hint="Return a Backbone with the same input and n_features from deployed(), whose eval mode "
+    "depends on no other image, and which copy.deepcopy copies; without it a network is tested as "
+    "it was trained.",
+    needs=("eval-mode",),
+)
+def _deployed(built: Built) -> None:
+    backbone = built.network().eval()
+    images = built.images(backbone)
+    with torch.no_grad():
+        maps = backbone.feature_map(images).shape
+        found = deploy(backbone)
+        before = weights_digest(found)
+        together = found(images)
+        alone = torch.cat([found(image.unsqueeze(0)) for image in images])
+        copied = copy.deepcopy(found)(images)
+        mapped = found.feature_map(images).shape
+    if together.shape != (len(images), found.n_features) or not torch.isfinite(together).all():
+        raise Broken(
+            f"what is tested gave {tuple(together.shape)} for {len(images)} images, some perhaps "
+            f"not finite; ({len(images)}, {found.n_features}) finite numbers are needed."
+        )
+    if mapped != maps:
+        raise Broken(
+            f"maps are {tuple(maps)} in training and {tuple(mapped)} in what is tested: methods "
+            "on maps learn from the first and are asked about the second."
+        )
+    scale = float(together.abs().max().clamp_min(1e-6))
+    for what, other in (("alone than in a batch", alone), ("from a copy", copied)):
+        if float((other - together).abs().max()) > _ROUNDING * scale:
+            raise Broken(f"of what is tested an image has other features {what}.")
+    if weights_digest(found) != before:
+        raise Broken("forward changed parameters or buffers of what is tested.")
 
 
 @BACKBONES.add(

@@ -275,7 +275,105 @@ _GATED = BackboneSpec(
 )
 
 
+_INT8 = BackboneSpec(
+    name="int8",
+    version="1",
+    factory="medbench_backbones.int8:Int8",
+    summary="A backbone tested with weights of one byte, and layers that multiply whole numbers",
+    citation=Citation(
+        title="Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only "
+        "Inference",
+        authors="Benoit Jacob, Skirmantas Kligys, Bo Chen, Menglong Zhu, Matthew Tang, "
+        "Andrew Howard, Hartwig Adam, Dmitry Kalenichenko",
+        venue="CVPR",
+        year=2018,
+        url="https://arxiv.org/abs/1712.05877",
+    ),
+    licence="Apache-2.0",
+    takes_argument="BACKBONE",
+    wraps=(2, 3),
+    n_dims=None,
+    parameters=(
+        Parameter(
+            "activations",
+            True,
+            "whether layers take whole numbers too; if not, weights become floats at every use",
+            "bool",
+        ),
+    ),
+)
+
+_PRUNED = BackboneSpec(
+    name="pruned",
+    version="1",
+    factory="medbench_backbones.pruned:Pruned",
+    summary="A convolutional backbone tested without the channels of the smallest weights",
+    citation=Citation(
+        title="Pruning Filters for Efficient ConvNets",
+        authors="Hao Li, Asim Kadav, Igor Durdanovic, Hanan Samet, Hans Peter Graf",
+        venue="ICLR",
+        year=2017,
+        url="https://arxiv.org/abs/1608.08710",
+    ),
+    licence="Apache-2.0",
+    takes_argument="BACKBONE",
+    wraps=(2, 3),
+    n_dims=None,
+    parameters=(
+        Parameter(
+            "share",
+            0.5,
+            "of the channels of every layer but the last, rounded down",
+            "float",
+            minimum=0.0,
+            maximum=0.99,
+        ),
+        Parameter(
+            "when",
+            "after",
+            "after training, or before: then what is left is trained",
+            "str",
+            choices=("after", "before"),
+        ),
+    ),
+)
+
+_DISTILLED = BackboneSpec(
+    name="distilled",
+    version="1",
+    factory="medbench_backbones.distilled:Distilled",
+    summary="A narrow network taught by a backbone, on source images, to give its features",
+    citation=Citation(
+        title="FitNets: Hints for Thin Deep Nets",
+        authors="Adriana Romero, Nicolas Ballas, Samira Ebrahimi Kahou, Antoine Chassang, "
+        "Carlo Gatta, Yoshua Bengio",
+        venue="ICLR",
+        year=2015,
+        url="https://arxiv.org/abs/1412.6550",
+    ),
+    licence="Apache-2.0",
+    takes_argument="BACKBONE",
+    wraps=(2,),
+    learns=True,
+    parameters=(
+        Parameter("student_width", 16, "channels of the student's four blocks", "int", minimum=1),
+        Parameter(
+            "images",
+            32_000,
+            "how many source images the student looks at, each time counted",
+            "int",
+            minimum=1,
+        ),
+        Parameter("lr", 3e-3, "of Adam", "float", above=0.0),
+        Parameter("batch_size", 64, "source images a step", "int", minimum=2),
+    ),
+)
+
+
 @hookimpl
 def medbench_backbones() -> list[BackboneSpec]:
     """The backbones this plugin brings."""
-    return [_CONV4, _RESNET12, _TIMM, _CONV4_3D, _SLICES, _INFLATED, _STACKED, _LATE, _GATED]
+    volumes = [_CONV4_3D, _SLICES, _INFLATED]
+    fusions = [_STACKED, _LATE, _GATED]
+    compressed = [_INT8, _PRUNED, _DISTILLED]
+    return [_CONV4, _RESNET12, _TIMM, *volumes, *fusions, *compressed]

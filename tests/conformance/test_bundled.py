@@ -15,9 +15,10 @@ from medbench.plugins import KINDS, registry
 
 SORTS = ("protonet", "linear-probe", "bd-cspn", "anil", "dn4", "baseline")
 OTHERS = ("conv4", "synthetic:cells", "synthetic:xray")
+COMPRESSED = ("int8:conv4", "pruned:conv4", "distilled:conv4")
 
 
-@conformance.parametrize(*SORTS, *OTHERS)
+@conformance.parametrize(*SORTS, *OTHERS, *COMPRESSED)
 def test_one_of_every_sort_passes_every_check(check):
     check()
 

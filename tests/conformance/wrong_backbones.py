@@ -122,6 +122,39 @@ class Detached(Tiny):
         return found + torch.zeros_like(found, requires_grad=True)
 
 
+class ShorterWhenTested(Tiny):
+    def deployed(self):
+        self.n_features -= 1
+        return self
+
+
+class BatchScale(Tiny):
+    """Rounds by a step that all images of a batch share, as dynamic quantisation does."""
+
+    tested = False
+
+    def deployed(self):
+        self.tested = True
+        return self
+
+    def forward(self, images):
+        found = super().forward(images)
+        if not self.tested:
+            return found
+        step = found.abs().max() / 7
+        return (found / step).round() * step
+
+
+class SmallerMapWhenTested(Tiny):
+    def deployed(self):
+        self.first_only = True
+        return self
+
+    def feature_map(self, images):
+        maps = super().feature_map(images)
+        return maps[:, :2] if getattr(self, "first_only", False) else maps
+
+
 class Draws(Tiny):
     def forward(self, images):
         torch.rand(())

@@ -149,6 +149,11 @@ BACKBONES = {
         _backbone("weights-digest", "NoSeed"),
     ],
     "trainable": [_backbone("trainable", "Detached")],
+    "deployed": [
+        _backbone("deployed", "ShorterWhenTested"),
+        _backbone("deployed", "BatchScale"),
+        _backbone("deployed", "SmallerMapWhenTested"),
+    ],
     "random-state": [_backbone("random-state", "Draws")],
     "pretrained": [_backbone("pretrained", "IgnoresPretrained")],
     "no-network": [_backbone("no-network", "CallsHome")],

@@ -91,6 +91,7 @@ class Cell:
                 "memory": {"peak_host_added_bytes": self.memory},
                 "parameters_adapted": 5,
             },
+            "backbone": {"bytes": 2**24 if self.backbone == "vit" else 2**20},
             "training": {"key": key, "train_s": 3.0, "images_seen": 1000, "curve": self.curve}
             if self.curve else None,
             "traits": {"transductive": self.transductive},

@@ -7,6 +7,10 @@ const BUDGETS = {
     label: 'peak memory of adapting and predicting, MiB', name: 'memory',
     of: (r) => get(r, 'peak_device_bytes') ?? get(r, 'peak_host_added_bytes'),
   },
+  size: {
+    label: 'size of the network as it is tested, MiB', name: 'model_bytes',
+    of: (r) => get(r, 'model_bytes'),
+  },
 };
 
 // Times and ranks of different tables do not compare: rows with a score, best first, of the first

@@ -36,6 +36,7 @@ const COLUMNS = {
   peak_device_bytes: number('peak_device_bytes', 'device MiB', 1, 'peak memory of the device'),
   energy_j: number('energy_j', 'energy J', null, 'energy of an episode'),
   parameters_adapted: number('parameters_adapted', 'adapted', 0, 'parameters that adaptation sets'),
+  model_bytes: number('model_bytes', 'model MiB', null, 'bytes of the network as it is tested'),
   train_s: number('train_s', 'train s', 0, 'time of meta-training'),
   front: {
     label: 'front', value: (r) => (get(r, 'front') ? -get(r, 'front') : null),

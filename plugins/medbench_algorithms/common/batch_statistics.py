@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medbench.api import Backbone
+from medbench.api import Backbone, Unavailable
 from medbench_algorithms.common.twice_differentiable import CheapSecondDerivatives
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
@@ -35,6 +35,16 @@ class FunctionalBody:
     """
 
     backbone: Backbone
+
+    def __post_init__(self) -> None:
+        """Raises `Unavailable` for a network whose weights cannot be changed when it is tested."""
+        for part in self.backbone.modules():
+            if isinstance(part, Backbone) and not part.adaptable:
+                raise Unavailable(
+                    "The method changes a network's weights when it adapts, and "
+                    f"{type(part).__name__} is tested with others than were trained. Methods on "
+                    "features or maps can use it; for this one choose the network uncompressed."
+                )
 
     @property
     def task_dims(self) -> int:
