@@ -133,7 +133,7 @@ class Gated(Backbone):
         if shape[0] == self._width:
             return self._fused([x.movedim(1, -1) for x in found], here).movedim(-1, 1)
         if shape.numel() == self._width == self.n_features:
-            return self._fused([x.flatten(1) for x in found], here).unflatten(1, shape)
+            return self._fused([x.flatten(1) for x in found], here).view(-1, *shape)
         raise MedbenchError(
             f"gated: the networks have {self._width} features and maps of {tuple(shape)}, and the "
             f"gates give {self.n_features}, which do not fit the places of a map. Use "
