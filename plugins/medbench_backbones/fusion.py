@@ -123,19 +123,22 @@ class Gated(Backbone):
         self.origin = inner[0].origin
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """The unit at each place of maps ``(b, c, h, w)`` that have one channel a feature.
+        """Fused maps ``(b, c, h, w)``: the unit at each place where a map has a channel a feature.
 
-        Raises `MedbenchError` for other maps, as those of a network that flattens its last one.
+        Where features are the flattened map it is the fused features in the map's shape. Raises
+        `MedbenchError` for networks whose features are neither, and with `hidden` for the latter.
         """
         found, here = _of_each([n.feature_map for n in _all(self.networks)], images, self.input)
-        if found[0].shape[1] != self._width:
-            raise MedbenchError(
-                f"gated: the networks have {self._width} features and maps of "
-                f"{found[0].shape[1]} channels, so the gates do not fit the places of a map. Use "
-                "'late:BACKBONE' or 'stacked:BACKBONE' for methods that compare places."
-            )
-        fused = self._fused([x.movedim(1, -1) for x in found], here)
-        return fused.movedim(-1, 1)
+        shape = found[0].shape[1:]
+        if shape[0] == self._width:
+            return self._fused([x.movedim(1, -1) for x in found], here).movedim(-1, 1)
+        if shape.numel() == self._width == self.n_features:
+            return self._fused([x.flatten(1) for x in found], here).view(-1, *shape)
+        raise MedbenchError(
+            f"gated: the networks have {self._width} features and maps of {tuple(shape)}, and the "
+            f"gates give {self.n_features}, which do not fit the places of a map. Use "
+            "'late:BACKBONE' or 'stacked:BACKBONE' for methods that compare places."
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``(b, n_features)`` of images ``(b, C, ...)``; NaN pixels are missing ones."""

@@ -211,9 +211,19 @@ def test_gates_of_three_modalities_are_a_softmax_over_those_present() -> None:
     np.testing.assert_allclose(features(network, images), wanted, atol=1e-6)
 
 
-def test_gates_do_not_fit_maps_of_networks_that_flatten_them() -> None:
-    network = build("gated:conv4", width=4, pools=2)
-    with pytest.raises(MedbenchError, match=r"64 features and maps of 4 channels.*late:BACKBONE"):
+def test_gates_of_a_flattened_map_are_those_of_its_places() -> None:
+    network = lively(build("gated:conv4", width=4, pools=2))
+    images = torch.rand(3, 2, 16, 16)
+    images[1, 0] = NAN
+    with torch.no_grad():
+        found = network.feature_map(images)
+        assert found.shape == (3, 4, 4, 4)
+        torch.testing.assert_close(found.flatten(1), network(images))
+
+
+def test_gates_that_do_not_fit_maps_say_so() -> None:
+    network = build("gated:conv4", width=4, pools=2, hidden=7)
+    with pytest.raises(MedbenchError, match=r"64 features and maps of \(4, 4, 4\).*late:BACKBONE"):
         network.feature_map(torch.rand(2, 2, 16, 16))
 
 
