@@ -151,6 +151,8 @@ class _Combination:
             return False
         if not self.rules.ingredients.sees(self.backbone):
             return False
+        if traits.knows_classes and not target.protocol.tests_source_classes:
+            return False
         if not target.sources:
             params = self.rules.ingredients.algorithm(self.algorithm).value["params"]
             if traits.does_without_sources(params):
@@ -250,6 +252,11 @@ class _Combination:
             "non_commercial": suite.non_commercial,
             "device": self.rules.device,
             "suite": suite.name,
+            **(
+                {"support_from": target.protocol.support_from}
+                if target.protocol.setting == "personalised"
+                else {}
+            ),
         }
 
 

@@ -65,7 +65,7 @@ def run_training(
         enter("meta_train")
         start = clock(bench.device)
         with PeakMemory(bench.device) as peak:
-            learned, run = _trained(job, bench, folders, progress, group)
+            learned, run, source = _trained(job, bench, folders, progress, group)
         elapsed = clock(bench.device) - start
     source_kind = bench.target.sources[0].opened.dataset.info.task_kind
     _check_learned(learned, spec.name)
@@ -95,6 +95,8 @@ def run_training(
             "notes": [*notes, *run.notes],
             "memory": peak.as_dict(),
             "sources": [s.id for s in bench.target.sources],
+            # Which class of which data set each of the source's classes is.
+            "classes": [list(c) for c in source.classes],
             "ingredients": job.ingredients,
             "hardware": hardware(bench.device),
             "versions": versions(),
@@ -106,8 +108,8 @@ def run_training(
 
 def _trained(
     job: Job, bench: Bench, folders: Folders, progress: Progress, group: Group
-) -> tuple[dict[str, Tensor], Run]:
-    """What one process learns, alone or with others."""
+) -> tuple[dict[str, Tensor], Run, TaskSource]:
+    """What one process learns, alone or with others, and from what."""
     spec = bench.entry.spec
     ref = AlgorithmRef(**job.request["algorithm"])
     trainer = (
@@ -129,7 +131,7 @@ def _trained(
         group=group,
     )
     torch.manual_seed(derive_seed("meta-train", bench.seed))
-    return trainer.meta_train(bench.backbone, source, run), run
+    return trainer.meta_train(bench.backbone, source, run), run, source
 
 
 def assist(seat: Seat, job: Job, out: Path, place: Place, threads: int) -> Report | None:

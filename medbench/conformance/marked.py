@@ -147,6 +147,7 @@ def marked_episode(
         torch.from_numpy(asked.astype(np.int64)),
         way,
         derive_seed("adapt", number),
+        torch.from_numpy(classes),
         masks[:n],
         masks[n:],
     )
@@ -176,6 +177,7 @@ def renamed(one: MarkedEpisode, names: Tensor) -> MarkedEpisode:
         one,
         labels=names[one.labels],
         asked=names[one.asked],
+        classes=one.classes[torch.from_numpy(before)],
         masks=one.masks[:, before],
         query_masks=one.query_masks[:, before],
     )

@@ -13,6 +13,7 @@ def medbench_datasets() -> list[DatasetSpec]:
     return [
         _specs.SYNTHETIC,
         _specs.VESSELS,
+        _specs.PATIENTS,
         *_specs.medmnist(),
         *_specs.USER,
         *_target_specs.TARGETS,

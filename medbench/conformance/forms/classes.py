@@ -55,7 +55,10 @@ class ClassForm(Form[Tensor]):
 
     def renamed(self, one: Episode, names: Tensor) -> Episode:
         """See `Form`."""
-        return replace(one, labels=names[one.labels], asked=names[one.asked])
+        before = torch.argsort(names)
+        return replace(
+            one, labels=names[one.labels], asked=names[one.asked], classes=one.classes[before]
+        )
 
     def reordered(self, one: Episode) -> Episode:
         """See `Form`."""
