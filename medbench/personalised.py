@@ -51,7 +51,7 @@ def patients_apart(protocol: Protocol, opened: Opened) -> tuple[Ints, Ints, Ints
 def _apart(splits: NDArray[np.uint8], patients: Ints) -> bool:
     """Whether every patient's images are in one split."""
     pairs = np.unique(np.stack([patients, splits.astype(np.int64)]), axis=1)
-    return len(np.unique(patients)) == pairs.shape[1]
+    return bool(len(np.unique(patients)) == pairs.shape[1])
 
 
 def patient_pool(protocol: Protocol, opened: Opened, among: Ints) -> PatientPool:

@@ -21,11 +21,11 @@ def _support_unused(bench: Bench) -> None:
     if bench.traits.uses_support:
         raise DoesNotApply("it learns from the support set")
     one, other = bench.form.episode(), bench.form.episode(1)
-    # Of another task, and in another order than its own labels.
-    swapped = replace(bench.form.reordered(other), query=one.query, asked=one.asked)
+    # Another task's images and labels; all else stays.
+    swapped = replace(other, query=one.query, asked=one.asked, seed=one.seed, classes=one.classes)
     ready = bench.prepared()
     support, query = bench.given(one, ready[1])
-    foreign, _ = bench.given(replace(swapped, classes=one.classes), ready[1])
+    foreign, _ = bench.given(swapped, ready[1])
     answers = [
         bench.answer(bench.adapted(ready[0], given), query, given) for given in (support, foreign)
     ]

@@ -16,6 +16,7 @@ from medbench.api import DataError, Place, did_you_mean
 from medbench_datasets._layout import PARTS
 
 NO_SITE = "(unknown)"
+_NO_TIME = ("", "?")
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _is_count(value: str) -> bool:
 
 
 def times_of(path: Path, rows: Sequence[Row], columns: Columns) -> NDArray[np.float64] | None:
-    """``(n,)`` when each image was taken, NaN where its cell is empty; None without the column.
+    """``(n,)`` when each image was taken, NaN for an empty cell or ``?``; None without the column.
 
     Numbers as they are, dates (2024-05-31) in days. Raises `DataError` naming the line of another
     text, and where there are no patients whose images could be put in order.
@@ -171,7 +172,7 @@ def times_of(path: Path, rows: Sequence[Row], columns: Columns) -> NDArray[np.fl
 
 
 def _moment(path: Path, row: Row, column: str) -> float:
-    if not row.time:
+    if row.time in _NO_TIME:
         return math.nan
     try:
         found = float(row.time)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from medbench.api import DataError, Dataset, DatasetInfo, Place, derive_seed
 from medbench_datasets._layout import checked_indices
 from medbench_datasets._store import combined
-from medbench_datasets.synthetic.canvas import wide
 from medbench_datasets.synthetic.cells import CELLS
 from medbench_datasets.synthetic.draws import Draws, Floats, Ints
 from medbench_datasets.synthetic.scanner import scanned
@@ -23,6 +22,10 @@ GENERATOR = 1
 _SPLITS = np.array([0, 2, 0, 0, 2, 0, 1, 0, 2, 0], np.uint8)
 _AT_ONCE = 64
 _DAYS = 30.0
+# By what share each class's red, green and blue are stronger or weaker.
+_UPTAKES = 0.15 * np.array(
+    [[1, -1, 0], [0, 1, -1], [-1, 0, 1], [-1, 1, 0], [0, -1, 1], [1, 0, -1]], np.float64
+)
 
 
 def open_patients(
@@ -52,11 +55,11 @@ class Patients(Dataset):
     """Every patient has `images_per_class` images of each class, taken one after the other.
 
     A class is a pair of the form of the nucleus and the texture of the cytoplasm, as in
-    ``synthetic:cells``. All images of a patient are stained alike and those of another patient
-    otherwise: the three colours are mixed, and the brightness bent, by more than classes differ
-    in. The stain fades a little from visit to visit. A classifier of one patient has nothing to
-    make up for; one for everybody must learn not to look at the stain. ``labels``: ``classes``, or
-    ``masks`` of the cell. Image splits keep patients apart.
+    ``synthetic:cells``; besides, each class takes up the stain in colours of its own. All images of
+    a patient are stained alike, and those of patients differ in it by more than classes do. The
+    stain fades a little from visit to visit. So the colour tells the classes of one patient apart,
+    and of others it says nothing: there the form must. ``labels``: ``classes``, or ``masks`` of the
+    cell. Image splits keep patients apart.
     """
 
     def __init__(
@@ -125,7 +128,9 @@ class Patients(Dataset):
         for start in range(0, len(indices), _AT_ONCE):
             some = slice(start, start + _AT_ONCE)
             batch, scene = self._scene(indices[some])
-            stained = _stained(batch.patient, self._visits[indices[some]], scene.pixels)
+            rows = indices[some]
+            uptake = _UPTAKES[self._classes[rows] % len(_UPTAKES)]
+            stained = _stained(batch.patient, self._visits[rows], uptake, scene.pixels)
             found[some] = scanned(batch, stained)
         return found
 
@@ -153,22 +158,10 @@ class Patients(Dataset):
         return batch, CELLS.paint(batch)
 
 
-def _stained(patient: Draws, visits: Ints, pixels: Floats) -> Floats:
+def _stained(patient: Draws, visits: Ints, uptake: Floats, pixels: Floats) -> Floats:
     """Pixels ``(b, S, S, 3)`` as the patient's stain shows them.
 
-    Each colour becomes a mean of all three with weights of the patient's own, then is bent as
-    `scanned` bends tones, stronger or weaker for each patient and colour.
+    Each colour is weakened by the patient's own share, and by the class's `uptake` ``(b, 3)``.
     """
-    own = patient.uniform("stain/own", 0.15, 0.75)
-    shares = patient.uniform("stain/shares", 0.02, 1.0, 3, 3)
-    shares = shares / (shares[:, :, :1] + shares[:, :, 1:2] + shares[:, :, 2:])
-    bend = patient.uniform("stain/bend", -0.6, 2.5, 3) + 0.03 * visits[:, None]
-    found = np.empty_like(pixels)
-    for c in range(3):
-        mixed = np.zeros(pixels.shape[:-1])
-        for k in range(3):
-            mixed = mixed + wide(shares[:, c, k]) * pixels[..., k]
-        mixed = wide(own) * pixels[..., c] + wide(1.0 - own) * mixed
-        mixed = np.clip(mixed, 0.0, 1.0)
-        found[..., c] = mixed * (1.0 + wide(bend[:, c])) / (1.0 + wide(bend[:, c]) * mixed)
-    return found
+    strength = patient.uniform("stain", 0.35, 0.85, 3) - 0.005 * visits[:, None]
+    return np.clip(pixels * (strength * (1.0 + uptake))[:, None, None, :], 0.0, 1.0)
