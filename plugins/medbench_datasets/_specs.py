@@ -262,7 +262,7 @@ PATIENTS = DatasetSpec(
     factory="medbench_datasets.synthetic.patients:open_patients",
     summary="images made on the fly from a seed: cells of patients who have images of all classes, "
     "in order of time, each with a stain of their own",
-    modality="simulated microscopy",
+    modality="simulated light microscopy",
     domain="synthetic-patients",
     licence="Apache-2.0",
     citation=SYNTHETIC.citation,

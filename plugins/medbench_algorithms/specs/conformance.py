@@ -58,6 +58,8 @@ CONFORMANCE: dict[str, Conformance] = {
     # Smaller, and of fewer steps, so that they are checked within a minute.
     "universeg": Conformance(params={"width": 8, "levels": 2}),
     "maml-unet": Conformance(params={"inner_steps": 2, "inner_steps_test": 3}),
+    "source-only-unet": Conformance(params={"lr": 0.02, "meta_batch": 1}),
+    "source-only-fcos": Conformance(params={"lr": 0.01, "meta_batch": 1}),
     "prototype-boxes": Conformance(
         excuses=(Excuse("label-permutation", "thins out windows in the order of classes"),)
     ),
