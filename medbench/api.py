@@ -160,6 +160,10 @@ class Traits:
     ``sources_optional``: from a parameter's name to the values with which it does without learned
     tensors, where a protocol has nothing to meta-train on.
     ``adapts``: what adaptation changes, in words (``nothing``, ``linear head``, ``all weights``).
+    ``knows_classes``: it asks which classes of its source the classes of an episode are
+    (`Support.classes`). Only protocols that test on classes of their sources tell it; in others its
+    cells are ``unavailable``. ``uses_support`` False: it answers without a look at the support set.
+    Its rows are references, over which tables show what other rows of the same backbone gain.
     """
 
     works_on: Literal["features", "maps", "images"]
@@ -170,6 +174,8 @@ class Traits:
     meta_trains: bool = False
     parallel: bool = False
     sources_optional: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    knows_classes: bool = False
+    uses_support: bool = True
     task_kinds: tuple[TaskKind, ...] = ("classification",)
 
     def is_transductive(self, params: Mapping[str, object]) -> bool:
@@ -248,6 +254,7 @@ class AlgorithmSpec:
         "fine-tuning",
         "segmentation",
         "detection",
+        "reference",
         "other",
     ] = "other"
     conformance: Conformance = field(default_factory=Conformance)
@@ -449,6 +456,8 @@ class Dataset(ABC):
         patients: ``(n,)`` int64 identities; None when not known.
         spacings: ``(n, 2)`` or ``(n, 3)`` float64, mm between neighbouring pixels along each axis
             of the images as `read` gives them; None when not known.
+        times: ``(n,)`` float64, when an image was taken, compared within a patient alone (days
+            since the first one, say), NaN where it is not known; None when no time is.
     """
 
     info: DatasetInfo
@@ -457,6 +466,7 @@ class Dataset(ABC):
     sites: NDArray[np.int64] | None = None
     patients: NDArray[np.int64] | None = None
     spacings: NDArray[np.float64] | None = None
+    times: NDArray[np.float64] | None = None
 
     @property
     @abstractmethod
@@ -540,6 +550,10 @@ class Support:
     boxes are given; ``masks`` (task kind ``segmentation``): bool ``(..., n_support, n_way, H, W)``,
     classes may overlap; ``boxes`` (``detection``): those of each support image of the one episode,
     with labels in ``0 ... n_way - 1``.
+
+    ``classes``: ``(..., n_way)`` int64, which of the source's classes labels ``0 ... n_way - 1``
+    stand for, numbered as `Source.batch` numbers them. Source tasks have it; of test episodes only
+    those of a method with the trait ``knows_classes``.
     """
 
     inputs: Tensor
@@ -549,6 +563,7 @@ class Support:
     size: tuple[int, int] | None = None
     masks: Tensor | None = None
     boxes: tuple[Boxes, ...] | None = None
+    classes: Tensor | None = None
 
     def generator(self, episode: int = 0) -> torch.Generator:
         """A fresh CPU generator for one episode of the batch (0 when there is but one)."""

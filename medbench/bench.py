@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medbench.api import Backbone, Place
 from medbench.backbones import build_backbone
@@ -35,6 +37,11 @@ class Bench:
     params: dict[str, Any]
     device: torch.device
     seed: int
+    source_classes: NDArray[np.int64] | None = None
+    """Of the target's data set, by class: its number in the source; -1 where it has none.
+
+    Known of a cell whose method asks (trait ``knows_classes``).
+    """
 
     @property
     def input_dims(self) -> int:

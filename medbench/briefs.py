@@ -37,6 +37,8 @@ class Setting(msgspec.Struct, frozen=True, array_like=True):
     licences: tuple[tuple[str, str], ...]
     data: str
     """The digest of the data that was tested on; empty where a record does not tell."""
+    uses_support: bool
+    """False of a method that adapts to nothing."""
 
 
 class Own(msgspec.Struct, array_like=True):
@@ -288,6 +290,7 @@ def _brief(document: _Document, path: Path) -> Brief:
         overlap=tuple(document.overlap),
         licences=tuple(document.licences.items()),
         data=document.ingredients.target.dataset.digest,
+        uses_support=bool(document.traits.get("uses_support", True)),
     )
     return Brief(str(path.parent), setting, own)
 

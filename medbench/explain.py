@@ -63,6 +63,12 @@ def _what(data: Mapping[str, Any]) -> Iterator[str]:
                 else "answers each query alone (inductive)."
             )
         )
+        if not traits.get("uses_support", True):
+            yield (
+                "It looks at no labelled image of its tasks: it is told which of its sources' "
+                "classes they ask about, and answers with what it learned of these. What other "
+                "methods gain by adapting is read against it."
+            )
 
 
 def _named(label: str, name: str) -> str:
@@ -92,6 +98,17 @@ def _data(data: Mapping[str, Any]) -> Iterator[str]:
         f"{_counted(cell['shot'], 'labelled image', 'labelled images')} each."
     )
     yield from _inputs(data.get("inputs") or {})
+    support_from = data.get("request", {}).get("support_from")
+    if support_from:
+        yield (
+            "Each task is of one patient, whom nothing was meta-trained on: "
+            + (
+                "the labelled images are of that patient too, and where their order in time is "
+                "known they come before the queries."
+                if support_from == "same"
+                else "the queries are, and the labelled images are of other patients."
+            )
+        )
     n = data.get("n_episodes") or data.get("request", {}).get("episodes")
     if n:
         yield f"It met {n} tasks, the same ones that every other algorithm meets."

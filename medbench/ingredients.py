@@ -176,7 +176,10 @@ class Ingredients:
             return {
                 "name": opened.name,
                 "version": opened.entry.spec.version,
-                "params": dict(opened.params),
+                # Without a column of times params are what they were before there was one.
+                "params": {
+                    k: v for k, v in opened.params.items() if (k, v) != ("time_column", None)
+                },
                 "digest": opened.digest,
             }
 
@@ -195,6 +198,10 @@ class Ingredients:
         if self._protocol.task_kind in TARGETED:
             # Which images show nothing of the test depends on the target.
             found["images"] = bytes_digest(np.ascontiguousarray(images, "<i8").tobytes())
+        if self._protocol.setting == "personalised":
+            # Tasks are of one patient each, with support of that patient or of others.
+            found["images"] = bytes_digest(np.ascontiguousarray(images, "<i8").tobytes())
+            found["support_from"] = self._protocol.support_from
         return found
 
 
@@ -239,4 +246,7 @@ def _traits(entry: Entry) -> dict[str, Any]:
     del found["parallel"]
     # Whether a cell goes without training stands in its key already.
     del found["sources_optional"]
+    # Only where they say something, so that keys of older records stay what they are.
+    found |= {"knows_classes": True} if found.pop("knows_classes") else {}
+    found |= {"uses_support": False} if not found.pop("uses_support") else {}
     return found

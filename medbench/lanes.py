@@ -299,7 +299,7 @@ class Lanes:
 
 
 def _tensors(support: Support) -> list[Tensor]:
-    found = (support.inputs, support.labels, support.masks)
+    found = (support.inputs, support.labels, support.masks, support.classes)
     return [tensor for tensor in found if tensor is not None]
 
 

@@ -106,6 +106,7 @@ class Chosen(Dataset):
         )
         self.labels, self.splits, self.sites = whole.labels, whole.splits, whole.sites
         self.patients, self.spacings = whole.patients, whole.spacings
+        self.times = whole.times
 
     @property
     def digest(self) -> str:

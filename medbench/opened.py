@@ -79,13 +79,18 @@ def open_dataset(registry: Registry, ref: DatasetRef, place: Place) -> Opened:
 def _check_dataset(dataset: Dataset) -> None:
     """The promises that everything here builds on. Raises `ContractError`."""
     n = len(dataset.labels)
-    for what in ("splits", "sites", "patients", "spacings"):
+    for what in ("splits", "sites", "patients", "spacings", "times"):
         array = getattr(dataset, what)
         if array is not None and len(array) != n:
             raise ContractError(f"{what} has {len(array)} entries for {n} images.")
     wrong = wrongly_declared(dataset.info)
     if wrong:
         raise ContractError(wrong)
+    if dataset.times is not None:
+        if dataset.patients is None:
+            raise ContractError("times order the images of a patient, and patients is None.")
+        if np.isinf(dataset.times).any():
+            raise ContractError("times must be numbers, NaN where an image's is not known.")
     if dataset.info.task_kind != "classification":
         wanted = (n, len(dataset.info.label_names))
         if dataset.labels.shape != wanted or not np.isin(dataset.labels, (0, 1)).all():

@@ -159,6 +159,8 @@ class _Combination:
                 f"protocol {target.protocol.name}, target {target.id}: {self.backbone.name} learns "
                 "from source images, and none are left. Choose another backbone."
             )
+        if traits.knows_classes and not target.protocol.tests_source_classes:
+            return False
         if not target.sources:
             params = self.rules.ingredients.algorithm(self.algorithm).value["params"]
             if traits.does_without_sources(params):
@@ -261,6 +263,11 @@ class _Combination:
             "non_commercial": suite.non_commercial,
             "device": self.rules.device,
             "suite": suite.name,
+            **(
+                {"support_from": target.protocol.support_from}
+                if target.protocol.setting == "personalised"
+                else {}
+            ),
         }
 
 

@@ -118,12 +118,12 @@ def source_set(
         train_side = among[dataset.splits[among] == TRAIN]
         val_side = among[dataset.splits[among] == VAL]
         if not len(val_side) and not val_classes and protocol.task_kind in TARGETED:
-            held = _held_out(dataset, train_side)
+            held = held_out(dataset, train_side)
             train_side, val_side = train_side[~held], train_side[held]
     elif val_classes:
         train_side = val_side = among
     else:
-        held = _held_out(dataset, among)
+        held = held_out(dataset, among)
         train_side, val_side = among[~held], among[held]
     need = shape.shot + shape.query
     filled = [(c, m) for c, m in by_class(dataset, train_side, classes) if len(m) >= need]
@@ -166,7 +166,7 @@ def _validation(
     return pool if pool.fit(Shape(shape.way, shape.shot, shape.query), least) else None
 
 
-def _held_out(dataset: Dataset, among: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def held_out(dataset: Dataset, among: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """A fifth of the images for validation, whole patients together, chosen by hash."""
     group = among if dataset.patients is None else dataset.patients[among]
     threshold = int(_VALIDATION_SHARE * 2**63)

@@ -110,7 +110,9 @@ class Protocol(Model):
     name: StrictStr
     version: PositiveInt
     summary: StrictStr
-    setting: Literal["within_dataset", "cross_domain", "leave_one_site_out", "support_only"]
+    setting: Literal[
+        "within_dataset", "cross_domain", "leave_one_site_out", "support_only", "personalised"
+    ]
     task_kind: TaskKind = "classification"
     datasets: Annotated[tuple[Reference, ...], Field(min_length=1)]
     targets: tuple[StrictStr, ...] | None = None
@@ -133,6 +135,8 @@ class Protocol(Model):
     """With `cross_domain`: a target of which no source is here is tested all the same."""
     sites_apart: StrictBool = False
     """With `support_only`: every site is a target of its own, for support and query."""
+    support_from: Literal["same", "others"] = "same"
+    """With `personalised`: support of the patient who is asked about, or of all others."""
     tolerance: Annotated[float, Field(ge=0)] = 1.0
     """Of the normalised surface distance: mm, or pixels where the data state no spacing."""
     false_positives: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = FALSE_POSITIVES
@@ -172,6 +176,13 @@ class Protocol(Model):
                 f"task_kind {self.task_kind} and setting support_only do not go together: it is "
                 f"for {' and '.join(TARGETED)}; the other kinds name what is meta-trained on."
             )
+        if self.support_from != "same" and self.setting != "personalised":
+            raise ValueError(f"support_from is for personalised, and setting is {self.setting}.")
+        if self.setting == "personalised" and self.task_kind in TARGETED and self.way != 1:
+            raise ValueError(
+                f"setting personalised with task_kind {self.task_kind} asks about one class a "
+                f"task: way: 1, not {self.way}."
+            )
         if self.sites_apart and self.setting != "support_only":
             raise ValueError(f"sites_apart is for support_only, and setting is {self.setting}.")
         names = [d.name for d in self.datasets]
@@ -195,6 +206,11 @@ class Protocol(Model):
                 f"cost_episodes is {self.cost_episodes}, and there are {self.episodes} episodes."
             )
         return self
+
+    @property
+    def tests_source_classes(self) -> bool:
+        """Whether the classes of a target are those of its sources."""
+        return self.setting in ("leave_one_site_out", "personalised")
 
     @property
     def id(self) -> str:

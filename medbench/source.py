@@ -59,6 +59,8 @@ class TaskSource:
             for c in one.train.classes:
                 self._class_ids.setdefault((one.opened.name, int(c)), len(self._class_ids))
         self.n_classes = len(self._class_ids)
+        self.classes = tuple(self._class_ids)
+        """Data set and class number in it of classes ``0 ... n_classes - 1``."""
         self._stores = _stores([one.opened.dataset for one, _ in self._sets])
         self._truth = _truth([one.opened.dataset for one, _ in self._sets], spec.size)
         self._by_class = [
@@ -91,11 +93,18 @@ class TaskSource:
             return self._targeted(one, images, rows, block.classes[0], n, seed)
         labels = torch.from_numpy(block.support_labels).to(self._device)
         seed = derive_seed("adapt", part, self._seed, t)
+        known = self._known(one, block.classes[0])
         return Task(
-            Support(images[:n], labels, shape.way, (seed,)),
+            Support(images[:n], labels, shape.way, (seed,), classes=known),
             images[n:],
             torch.from_numpy(block.query_labels[0]).to(self._device),
         )
+
+    def _known(self, one: SourceSet, classes: Ints) -> Tensor | None:
+        """The numbers of a task's classes; None where validation is on other classes."""
+        found = [self._class_ids.get((one.opened.name, int(c))) for c in classes]
+        kept = [number for number in found if number is not None]
+        return torch.tensor(kept, device=self._device) if len(kept) == len(found) else None
 
     def _targeted(
         self, one: SourceSet, images: Tensor, rows: Ints, classes: Ints, n: int, seed: int
@@ -104,7 +113,8 @@ class TaskSource:
         dataset, size = one.opened.dataset, (self._spec.size, self._spec.size)
         shown = torch.from_numpy(dataset.labels[rows][:, classes].astype(np.int64))
         shown = shown.to(self._device)
-        support = Support(images[:n], shown[:n], len(classes), (seed,), size)
+        known = self._known(one, classes)
+        support = Support(images[:n], shown[:n], len(classes), (seed,), size, classes=known)
         truth = self._truth[id(dataset)]
         if isinstance(truth, MaskStore):
             masks = truth.small(rows)[:, torch.from_numpy(classes)].to(self._device)

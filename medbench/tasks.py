@@ -3,7 +3,8 @@
 A *target* is what a cell is tested on: a dataset (or one site of it), with its classes, ways and
 shots. Its *sources* are what may be meta-trained on for it. Here the rules are kept that make a
 comparison fair: support from the train images and queries from the test images, no class, domain
-or site on both sides, no patient on both sides of an episode.
+or site on both sides, no patient on both sides of an episode. Where tasks are of one patient each
+(setting ``personalised``), no patient is on both sides of meta-training and test instead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from medbench.episodes import Block, Ints, Pool, Shape
 from medbench.errors import DataMissing, ProtocolError, UsageError, did_you_mean
 from medbench.modalities import missing_in, names_of, shown_of
 from medbench.opened import Opened, open_dataset
+from medbench.patient_pool import PatientPool
+from medbench.personalised import other_patients, tested_patients
 from medbench.plugins import Registry
 from medbench.pools import (
     NO_LABEL,
@@ -162,6 +165,7 @@ def resolve(
         "cross_domain": _cross_domain,
         "leave_one_site_out": _leave_one_site_out,
         "support_only": _support_only,
+        "personalised": _personalised,
     }[protocol.setting]
     found: list[Target] = []
     wanted = targets if targets is not None else protocol.targets
@@ -197,6 +201,12 @@ def resolve(
                 raise ProtocolError(
                     f"protocol {protocol.name}, target {name}: {trouble}. Use fewer shots or "
                     "queries, name other 'targets', or bring more images."
+                )
+            if isinstance(pool, PatientPool) and pool.left_out(shape):
+                left_out.append(
+                    f"{pool.left_out(shape)} of the {len(pool.patients)} patients of "
+                    f"{opened_set.name} at {shot} shot{'s' if shot > 1 else ''} (too few images or "
+                    "classes)"
                 )
             kept = tuple(sources)
             found.append(Target(protocol, opened_set, site, shape, pool, kept, inputs))
@@ -298,6 +308,8 @@ Group = tuple[Opened, str | None, Pool, list[SourceSet]]
 def _tested(protocol: Protocol, opened: Opened, site: str | None) -> Pool:
     """What the episodes of a target are drawn from: the test classes, or the images of a site."""
     dataset = opened.dataset
+    if protocol.setting == "personalised":
+        return tested_patients(protocol, opened)
     if protocol.setting == "within_dataset":
         classes = _class_split(protocol, opened)[2]
     else:
@@ -388,6 +400,13 @@ def _support_only(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
                 )
         groups += [(opened, site, _tested(protocol, opened, site), []) for site in sites]
     return groups
+
+
+def _personalised(protocol: Protocol, datasets: list[Opened]) -> list[Group]:
+    return [
+        (opened, None, _tested(protocol, opened, None), [other_patients(protocol, opened)])
+        for opened in datasets
+    ]
 
 
 def _apart(

@@ -67,7 +67,7 @@ def run_training(
         enter("meta_train")
         start = clock(bench.device)
         with PeakMemory(bench.device) as peak:
-            learned, run, lesson = _trained(job, bench, folders, progress, group)
+            learned, run, lesson, source = _trained(job, bench, folders, progress, group)
         elapsed = clock(bench.device) - start
     source_kind = bench.target.sources[0].opened.dataset.info.task_kind
     enter("save")
@@ -96,6 +96,8 @@ def run_training(
             "notes": [*notes, *run.notes, *_of_lesson(lesson)],
             "memory": peak.as_dict(),
             "sources": [s.id for s in bench.target.sources],
+            # Which class of which data set each of the source's classes is.
+            "classes": [list(c) for c in source.classes],
             "ingredients": job.ingredients,
             "hardware": hardware(bench.device),
             "versions": versions(),
@@ -108,8 +110,10 @@ def run_training(
 
 def _trained(
     job: Job, bench: Bench, folders: Folders, progress: Progress, group: Group
-) -> tuple[dict[str, Tensor], Run, Run | None]:
-    """What one process learns, alone or with others, and the run of the backbone's own lesson."""
+) -> tuple[dict[str, Tensor], Run, Run | None, TaskSource]:
+    """What one process learns, alone or with others, and from what; the run of the backbone's own
+    lesson, if it had one, is the third.
+    """
     spec = bench.entry.spec
     shape = {k: bench.params.get(f"train_{k}") for k in ("way", "shot", "query")}
     source = TaskSource(bench.target.sources, bench.backbone.input, bench.device, bench.seed, shape)
@@ -137,8 +141,9 @@ def _trained(
         _check_learned(learned, spec.name)
     # What follows is not shared: the other processes are done.
     if not group.first:
-        return learned, run, None
-    return _taught(job, bench, folders, progress, source, learned, run)
+        return learned, run, None, source
+    lesson = _taught(job, bench, folders, progress, source, learned)
+    return learned, run, lesson, source
 
 
 def _taught(
@@ -148,13 +153,15 @@ def _taught(
     progress: Progress,
     source: TaskSource,
     learned: dict[str, Tensor],
-    run: Run,
-) -> tuple[dict[str, Tensor], Run, Run | None]:
-    """The same, after the backbone has learned what it learns by itself, if anything."""
+) -> Run | None:
+    """The run in which the backbone learns what it learns by itself, if anything.
+
+    What all weights are then goes to `learned`.
+    """
     backbone = bench.backbone
     parts = [m for m in backbone.modules() if isinstance(m, Backbone) and m.lesson_images]
     if not parts:
-        return learned, run, None
+        return None
     part, *more = parts
     name = type(part).__name__
     if more:
@@ -185,7 +192,8 @@ def _taught(
     part.learn(source, lesson)
     state = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     _check_learned(state, name)
-    return learned | state, run, lesson
+    learned |= state
+    return lesson
 
 
 def _of_lesson(lesson: Run | None) -> list[str]:

@@ -41,6 +41,7 @@ from medbench.plan import adapt_params
 from medbench.protocols import EVERYTHING
 from medbench.quiet import Quiet
 from medbench.records import write_record
+from medbench.source_classes import require_source_classes, source_classes
 from medbench.training import Progress
 from medbench.training_job import assist, run_training
 
@@ -130,7 +131,11 @@ def _run_cell(
             f"{bench.entry.name} does {', '.join(traits.task_kinds)}, and protocol "
             f"{target.protocol.name} asks for {target.protocol.task_kind}."
         )
+    if traits.knows_classes:
+        require_source_classes(bench)
     learned, training = _learned(job, folders)
+    if traits.knows_classes:
+        bench.source_classes = source_classes(job, folders, bench)
     backbone = bench.backbone
     own = {k: v for k, v in learned.items() if k.startswith("backbone.")}
     if own:
@@ -194,6 +199,7 @@ def _run_cell(
             "transductive": traits.is_transductive(bench.params),
             "adapts": traits.adapts,
             "deterministic": traits.deterministic,
+            **({} if traits.uses_support else {"uses_support": False}),
         },
         "overlap": _overlap(bench, job),
         "licences": _licences(bench, job),
@@ -260,6 +266,8 @@ def _overlap(bench: Bench, job: Job) -> list[str]:
             found.append("meta-trained on other classes of the same dataset")
         elif same and target.protocol.setting == "leave_one_site_out":
             found.append("meta-trained on other sites of the same dataset")
+        elif same and target.protocol.setting == "personalised":
+            found.append("meta-trained on other patients of the same dataset")
         elif same:
             found.append(f"meta-trained on the same domain: {', '.join(sorted(same))}")
     asked = job.request["backbone"]

@@ -34,6 +34,11 @@ class Answers(ABC, Generic[Checked, Joined]):
         self._labels = torch.from_numpy(
             np.ascontiguousarray(bench.target.support_labels(block))
         ).to(bench.device)
+        known = bench.source_classes
+        # Nobody is told which classes these are who does not ask.
+        self._classes = (
+            None if known is None else torch.from_numpy(known[block.classes]).to(bench.device)
+        )
         # How many of a query's dimensions belong to one image.
         self._n_dims = bench.input_dims
         self.n_kept = bench.target.protocol.cost_episodes
@@ -56,7 +61,10 @@ class Answers(ABC, Generic[Checked, Joined]):
             derive_seed("adapt", self._bench.seed, target.episode_key, i)
             for i in range(first, first + (count or 1))
         )
-        return Support(inputs, n_way=target.n_way, seeds=seeds, **given)
+        classes = self._classes
+        if classes is not None:
+            classes = classes[first] if count is None else classes[first : first + count]
+        return Support(inputs, n_way=target.n_way, seeds=seeds, classes=classes, **given)
 
     def adapted(self, found: object) -> Predictor | Detector:
         """What adaptation returned. Raises `ContractError` when it cannot answer."""

@@ -14,6 +14,7 @@ FAMILIES = {
     "fine-tuning": "Fine-tuning and strong pretraining",
     "segmentation": "Segmentation",
     "detection": "Detection",
+    "reference": "References that adapt to nothing",
     "other": "Others",
 }
 _HEAD = ("method", "what it does", "works on", "adapts", "queries", "several labels", "paper")

@@ -217,6 +217,7 @@ def _batched(bench: Bench) -> None:
             inputs=support.inputs.reshape(*lead, *support.inputs.shape[1:]),
             labels=support.labels.reshape(*lead, *support.labels.shape[1:]),
             masks=_folded(support.masks, lead),
+            classes=_folded(support.classes, lead),
         )
         predictor = bench.adapted(algorithm, folded)
         found = bench.answer(predictor, query.reshape(*lead, *query.shape[1:]), folded)
@@ -240,8 +241,8 @@ def _batched(bench: Bench) -> None:
             )
 
 
-def _folded(masks: Tensor | None, lead: tuple[int, ...]) -> Tensor | None:
-    return None if masks is None else masks.reshape(*lead, *masks.shape[1:])
+def _folded(given: Tensor | None, lead: tuple[int, ...]) -> Tensor | None:
+    return None if given is None else given.reshape(*lead, *given.shape[1:])
 
 
 @ALGORITHMS.add(
@@ -295,6 +296,8 @@ def _above_chance(bench: Bench) -> None:
     needs=("finite", "batched"),
 )
 def _shuffled_labels(bench: Bench) -> None:
+    if bench.traits.knows_classes:
+        raise DoesNotApply("it is told which classes these are, whatever the support labels say")
     way = 3
     episodes = [bench.form.uninformed(100 + i, way) for i in range(bench.form.n_episodes)]
     right = bench.form.share_right(bench.answers(episodes, SHORT), episodes)

@@ -33,8 +33,11 @@ def _support_untouched(bench: Bench) -> None:
     algorithm, backbone = bench.prepared()
     support, query = bench.given(bench.form.episode(), backbone)
     named = {"inputs": support.inputs, "labels": support.labels, "query": query}
-    if support.masks is not None:
-        named["masks"] = support.masks
+    named |= {
+        name: tensor
+        for name in ("masks", "classes")
+        if (tensor := getattr(support, name)) is not None
+    }
     before = {name: tensor.clone() for name, tensor in named.items()}
     boxes = copy.deepcopy(support.boxes)
     bench.adapted(algorithm, support).predict(query)

@@ -138,6 +138,7 @@ def marked_episode(
         torch.from_numpy(drawn.asked),
         len(shots),
         derive_seed("adapt", number),
+        torch.from_numpy(drawn.classes),
         masks[:n],
         masks[n:],
     )
@@ -167,6 +168,7 @@ def renamed(one: MarkedEpisode, names: Tensor) -> MarkedEpisode:
         one,
         labels=names[one.labels],
         asked=names[one.asked],
+        classes=one.classes[torch.from_numpy(before)],
         masks=one.masks[:, before],
         query_masks=one.query_masks[:, before],
     )

@@ -94,6 +94,8 @@ class Episode:
     asked: Tensor
     n_way: int
     seed: int
+    classes: Tensor
+    """Which of the data set's classes each of its own is."""
 
 
 def episode(
@@ -117,6 +119,7 @@ def episode(
         torch.from_numpy(drawn.asked),
         len(shots),
         derive_seed("adapt", number),
+        torch.from_numpy(drawn.classes),
     )
 
 
@@ -168,6 +171,7 @@ def together(pairs: Sequence[tuple[Support, Tensor]]) -> tuple[Support, Tensor]:
     """Episodes of one shape as a batch."""
     supports = [support for support, _ in pairs]
     masks = [s.masks for s in supports if s.masks is not None]
+    known = [s.classes for s in supports if s.classes is not None]
     batch = Support(
         torch.stack([s.inputs for s in supports]),
         torch.stack([s.labels for s in supports]),
@@ -175,6 +179,7 @@ def together(pairs: Sequence[tuple[Support, Tensor]]) -> tuple[Support, Tensor]:
         tuple(s.seeds[0] for s in supports),
         size=supports[0].size,
         masks=torch.stack(masks) if masks else None,
+        classes=torch.stack(known) if known else None,
     )
     return batch, torch.stack([query for _, query in pairs])
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Each of these modules puts its checks on a shelf.
-from medbench.conformance import comparisons, effects, targets  # noqa: F401
+from medbench.conformance import comparisons, effects, references, targets  # noqa: F401
 from medbench.conformance.algorithms import ALGORITHMS
 from medbench.conformance.backbones import BACKBONES, Built
 from medbench.conformance.check import Check, Examination, Shelf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -93,6 +93,7 @@ class Bench:
         backbone = self.network()
         params = dict(self.subject.params)
         tasks = material.source(self.form.dataset(), backbone, params, seed)
+        assert [c for _, c in tasks.classes] == list(range(self.form.n_classes))
         run = material.training(tasks, n_tasks, seed)
         with seeded(derive_seed("meta-train", seed)):
             learned = self.trainer().meta_train(backbone, tasks, run)
@@ -133,7 +134,11 @@ class Bench:
 
     def given(self, episode: Episode, backbone: Backbone) -> tuple[Support, Tensor]:
         """Support set and queries of an episode, in the form the algorithm works on."""
-        return self.form.given(episode, backbone, self.traits.works_on, self.device)
+        support, query = self.form.given(episode, backbone, self.traits.works_on, self.device)
+        if self.traits.knows_classes:
+            # Trainings see all classes here, and number them as the data set does.
+            support = replace(support, classes=episode.classes.to(self.device))
+        return support, query
 
     def adapted(self, algorithm: Algorithm, support: Support) -> Predictor | Detector:
         """What adapting returns. Raises `Broken` where that is not what it must be."""

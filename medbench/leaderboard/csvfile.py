@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Any
 
+from medbench.leaderboard.gains import gain_over, references_of
 from medbench.leaderboard.model import Board, Row, Table, Verdict
 
 
 def csv_text(board: Board) -> str:
     """The lines of all tables, with a header."""
     out = io.StringIO()
-    lines = (_line(table, row, board.method) for table in board.tables for row in table.rows)
+    references = references_of(board.tables)
+    lines = (
+        _line(table, row, board.method) | _gains(row, references)
+        for table in board.tables
+        for row in table.rows
+    )
     writer = None
     for line in lines:
         if writer is None:
@@ -20,6 +27,15 @@ def csv_text(board: Board) -> str:
             writer.writeheader()
         writer.writerow(line)
     return out.getvalue()
+
+
+def _gains(row: Row, references: Sequence[str]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for name in references:
+        gain = gain_over(row, name)
+        for part, field in (("", "mean"), ("_low", "low"), ("_high", "high"), ("_p", "p")):
+            found[f"gain_over_{name}{part}"] = getattr(gain, field) if gain else None
+    return found
 
 
 def _line(table: Table, row: Row, method: str) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from medbench.leaderboard.gains import gain_over, references_of
 from medbench.leaderboard.model import Board, Row, Table
 from medbench.leaderboard.names import METRICS
 from medbench.leaderboard.notes import facts, notes
-from medbench.leaderboard.numbers import number, ranks_of, score_of, times_of
+from medbench.leaderboard.numbers import gain_of, number, ranks_of, score_of, times_of
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
@@ -41,6 +44,8 @@ def _table(table: Table) -> list[str]:
     name = METRICS.get(table.metric, table.metric)
     heads = ["algorithm", "backbone", f"{name} [95 %]", "tied", "rank [95 %]", "adapt ms (p95)"]
     heads += ["predict ms", "memory MiB", "adapted"]
+    references = references_of([table])
+    heads[3:3] = [f"gain over {name} [95 %]" for name in references]
     lines = [
         r"\begin{table}",
         rf"\caption{{{escape(table.title)}}}",
@@ -49,17 +54,18 @@ def _table(table: Table) -> list[str]:
         " & ".join(escape(h) for h in heads) + r" \\",
         r"\midrule",
     ]
-    lines += [_line(row, table.metric) for row in table.rows]
+    lines += [_line(row, table.metric, references) for row in table.rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\par\footnotesize {escape(fact)}" for fact in facts(table)]
     return [*lines, r"\end{table}"]
 
 
-def _line(row: Row, metric: str) -> str:
+def _line(row: Row, metric: str, references: Sequence[str]) -> str:
     cells = [
         row.algorithm + (" (T)" if row.transductive else ""),
         row.backbone,
         score_of(row, metric),
+        *(gain_of(gain_over(row, name), metric) for name in references),
         row.verdict.group if row.verdict else "-",
         ranks_of(row),
         times_of(row, full=False),

@@ -34,11 +34,27 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """What a row gains over one of the same backbone that adapts to nothing, above zero if better.
+
+    The mean difference on shared episodes with its interval, in the metric's unit; ``p`` of the
+    paired test, after Holm's correction for the rows compared with ``reference``.
+    """
+
+    reference: str
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of a table; costs are medians over seeds of what each cell measured.
 
     Times are of one episode: adaptation from raw support images to a classifier, prediction from
     raw query images to scores, ``feature_s`` the part of both that extracts features.
+    ``reference``: it adapts to nothing, and ``gains`` are over such rows.
     """
 
     algorithm: str
@@ -71,6 +87,8 @@ class Row:
     targets: int = 1
     mean_rank: float | None = None
     verdict: Verdict | None = None
+    reference: bool = False
+    gains: tuple[Gain, ...] = ()
     pareto_time: bool = False
     pareto_memory: bool = False
 

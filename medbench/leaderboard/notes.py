@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medbench.leaderboard.gains import references_of
 from medbench.leaderboard.model import ALL_PAIRS, Board, Table, Within
 from medbench.leaderboard.names import METRICS
 from medbench.leaderboard.numbers import number, shares
@@ -81,6 +82,14 @@ def notes(board: Board) -> list[str]:
         lines.append(f"{line}.")
     if any(row.verdict for row in rows):
         lines.append(_verdicts(board))
+    references = references_of(board.tables)
+    if references:
+        lines.append(
+            f"gain over {' and '.join(references)}: the mean difference to that row of the same "
+            "backbone on shared seeds and episodes, with its interval; above zero the row is "
+            "better. Such rows know which of their sources' classes are asked about, look at no "
+            "labelled image of the target, and adapt to nothing."
+        )
     if any(row.transductive for row in rows):
         lines.append("(T): transductive, sees all queries of an episode at once.")
     lines.append(

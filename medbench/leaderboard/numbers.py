@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medbench.leaderboard.model import Row
+from medbench.leaderboard.model import Gain, Row
 from medbench.leaderboard.names import RAW
 
 
@@ -39,6 +39,15 @@ def range_of(row: Row, metric: str) -> str:
         return "-"
     factor, digits = shares(metric)
     mean, low, high = (f"{factor * x:+.{digits}f}" for x in (v.difference, v.low or 0, v.high or 0))
+    return f"{mean} [{low}, {high}]"
+
+
+def gain_of(gain: Gain | None, metric: str) -> str:
+    """What a row gains over one that adapts to nothing, with its interval."""
+    if gain is None:
+        return "-"
+    factor, digits = shares(metric)
+    mean, low, high = (f"{factor * x:+.{digits}f}" for x in (gain.mean, gain.low, gain.high))
     return f"{mean} [{low}, {high}]"
 
 

@@ -29,6 +29,8 @@ _TEMPLATES = Path(__file__).with_name("templates")
 STYLES = ("page.css",)
 SCRIPTS = ("data.js", "make.js", "rows.js", "table.js", "plots.js", "critical.js",
            "budget.js", "compare.js", "details.js", "start.js")  # fmt: skip
+# Only in a page that has something for it, so that others stay what they are.
+_GAINS, _AFTER = "gains.js", "table.js"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
             "\u2029": "\\u2029"}  # fmt: skip
 
@@ -70,7 +72,10 @@ def render_page(data: dict[str, Any], name: str = "", summary: str = "") -> str:
     `name` and `summary` are those of `named`.
     """
     style = "\n".join(_read(name) for name in STYLES)
-    script = "(() => {\n'use strict';\n" + "\n".join(map(_read, SCRIPTS)) + "})();\n"
+    scripts = list(SCRIPTS)
+    if "references" in data:
+        scripts.insert(scripts.index(_AFTER) + 1, _GAINS)
+    script = "(() => {\n'use strict';\n" + "\n".join(map(_read, scripts)) + "})();\n"
     protocols = list(dict.fromkeys(t["protocol"] for t in data["tables"]))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medbench.briefs import Brief
+from medbench.leaderboard.gains import gain_over, references_of
 from medbench.leaderboard.model import Board, Row, RowKey, Table
 from medbench.leaderboard.names import METRICS
 from medbench.leaderboard.notes import facts, notes
@@ -51,6 +52,7 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
     command run beside the page names it.
     """
     told = Facts(folder=folder)
+    references = references_of(board.tables)
     pools = {n: Pool() for n in ("algorithms", "backbones", "overlaps", "weights", "failed")}
     known = {(b.hardware if b.ok else None, b.own.name): b for b in briefs}
     tables: list[dict[str, Any]] = []
@@ -72,7 +74,7 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
         for one, its in [(table, members)] if table.target else same:
             for row, own in zip(one.rows, its, strict=True):
                 used[row.key] += own
-        tables.append(_table(table, members, used, told, pools))
+        tables.append(_table(table, members, used, told, pools, references))
     # Overall tables are what people look at first, so theirs come first where room is short.
     rest = json.dumps(
         [tables, told.parts.values, told.curves, told.failures], separators=(",", ":")
@@ -105,6 +107,7 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
         "n_curves": told.n_curves,
         "failures": told.failures,
         "notes": notes(board),
+        **({"references": list(references)} if references else {}),
         "tables": tables,
     }
 
@@ -115,6 +118,7 @@ def _table(
     used: Mapping[RowKey, Sequence[Brief]],
     told: Facts,
     pools: Mapping[str, Pool],
+    references: Sequence[str],
 ) -> dict[str, Any]:
     everyone = [b for row in members for b in row]
     factor, digits = shares(table.metric)
@@ -152,6 +156,12 @@ def _table(
     numbers |= {
         n: [_shown(getattr(r, n), f, d) for r in table.rows] for n, (f, d) in _COSTS.items()
     }
+    for i, name in enumerate(references):
+        gains = [gain_over(r, name) for r in table.rows]
+        for part, field in (("", "mean"), ("_low", "low"), ("_high", "high")):
+            numbers[f"gain{i}{part}"] = [
+                _shown(getattr(g, field) if g else None, factor, digits) for g in gains
+            ]
     # What was not measured takes no room.
     columns |= {n: v for n, v in numbers.items() if any(x is not None for x in v)}
     records = {n: _packed(v) for n, v in told.of(everyone).items()}

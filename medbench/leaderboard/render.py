@@ -8,11 +8,12 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from medbench.leaderboard.csvfile import csv_text
+from medbench.leaderboard.gains import gain_over, references_of
 from medbench.leaderboard.latex import latex_text
 from medbench.leaderboard.model import Board, Row, Table
 from medbench.leaderboard.names import FORMATS, METRICS
 from medbench.leaderboard.notes import facts, notes
-from medbench.leaderboard.numbers import number, range_of, ranks_of, score_of, times_of
+from medbench.leaderboard.numbers import gain_of, number, range_of, ranks_of, score_of, times_of
 
 __all__ = ["FORMATS", "render"]
 
@@ -62,6 +63,9 @@ def _columns(table: Table, form: str) -> list[Column]:
         ("tied", lambda r: r.verdict.group if r.verdict else "-"),
         ("rank [95 %]", ranks_of),
     ]
+    # Beside the score, in the order of their names.
+    for name in reversed(references_of([table])):
+        found.insert(3, (f"gain over {name} [95 %]", _gain(name, metric)))
     if full:
         found += [
             ("to the best [95 %]", lambda r: range_of(r, metric)),
@@ -96,6 +100,10 @@ def _columns(table: Table, form: str) -> list[Column]:
         ("seeds x episodes", lambda r: f"{r.score.n_seeds} x {r.n_episodes}" if r.score else "-")
     )
     return found
+
+
+def _gain(reference: str, metric: str) -> Callable[[Row], str]:
+    return lambda row: gain_of(gain_over(row, reference), metric)
 
 
 def _p(value: float | None) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from medbench.briefs import Brief, Setting, brief_of
 from medbench.leaderboard.costs import ladder, with_fronts
 from medbench.leaderboard.failures import over_datasets, worst_case
+from medbench.leaderboard.gains import with_gains
 from medbench.leaderboard.grouped import require_counted, with_groups
 from medbench.leaderboard.intervals import Findings, Intervals
 from medbench.leaderboard.model import Board, Row, RowKey, Table, Verdict
@@ -115,7 +116,7 @@ def build_board(
                 place.sources,
                 hardware,
                 metric,
-                tuple(_placed(lines, metric)),
+                tuple(with_gains(_placed(lines, metric), [complete[i]], metric)),
                 # Named only where one target was tested on different data.
                 data=place.data if len(variants[protocol, place.target]) > 1 else "",
                 n_pairs=_n_pairs(found.verdicts[i]),
@@ -162,6 +163,7 @@ def _totals(
         )  # fmt: skip
 
     lines = _ranked(_rows(rows, found.overall, found.overall_verdicts, metric), tables)
+    lines = with_gains(lines, complete, metric)
     scored = [r.key for r in lines if r.score is not None]
     across = over_datasets(names, found.alone, scored, metric)
     totals = [
@@ -182,7 +184,11 @@ def _totals(
         kept = _rows(some, again.overall, again.overall_verdicts, metric)
         totals.append(
             table(
-                _ranked(kept, [tables[i] for i in whole]),
+                with_gains(
+                    _ranked(kept, [tables[i] for i in whole]),
+                    [complete[i] for i in whole],
+                    metric,
+                ),
                 again.overall_verdicts,
                 rule="complete cases",
                 n_targets=len(whole),
@@ -302,6 +308,7 @@ def _row(
         targets_ok=sum(bool(target) and all(b.ok for b in target) for target in members),
         targets=len(members),
         verdict=verdict,
+        reference=any(not s.uses_support for s in settings),
         **costs,
     )
 

@@ -14,6 +14,7 @@ def medbench_datasets() -> list[DatasetSpec]:
         _specs.SYNTHETIC,
         _specs.VESSELS,
         _specs.SCANS,
+        _specs.PATIENTS,
         *_specs.medmnist(),
         *_specs.USER,
         _specs.ALIGNED,

@@ -46,12 +46,14 @@ class ImageFiles(Dataset):
         splits: NDArray[np.uint8] | None = None,
         sites: NDArray[np.int64] | None = None,
         patients: NDArray[np.int64] | None = None,
+        times: NDArray[np.float64] | None = None,
     ) -> None:
         self.info = info
         self.labels = labels
         self.splits = splits
         self.sites = sites
         self.patients = patients
+        self.times = times
         self._root = root
         self._names = tuple(names)
         self._cache = cache
@@ -64,6 +66,8 @@ class ImageFiles(Dataset):
             for column in (self.labels, self.splits, self.sites, self.patients)
         ]
         # A table may name a file twice; its bytes count once, its rows by the columns above.
+        if self.times is not None:
+            columns.append(combined("times", *self.times.tolist()))
         files = tree_digest(self._root, sorted(set(self._names)), self._cache)
         order = combined(*self._names)
         return combined("images", 1, files, order, *columns, self.info.image_shape)

@@ -32,6 +32,7 @@ class People:
     sites: NDArray[np.int64] | None = None
     site_names: tuple[str, ...] = ()
     patients: NDArray[np.int64] | None = None
+    times: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

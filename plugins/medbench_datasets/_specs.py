@@ -74,6 +74,14 @@ def medmnist() -> list[DatasetSpec]:
     ]
 
 
+TIME = Parameter(
+    "time_column",
+    None,
+    "column with a number (days, say) or a date by which a patient's images are put in order",
+    "str",
+    optional=True,
+)
+
 USER = (
     DatasetSpec(
         name="npz",
@@ -158,6 +166,7 @@ USER = (
                 "str",
                 optional=True,
             ),
+            TIME,
             Parameter(
                 "images",
                 None,
@@ -264,6 +273,39 @@ SYNTHETIC = DatasetSpec(
             "boxes of its lesions (of its cell)",
             "str",
             choices=("classes", "findings", "masks", "boxes"),
+        ),
+        Parameter("seed", 0, "everything is drawn from it", "int", minimum=0, maximum=2**62),
+    ),
+)
+
+PATIENTS = DatasetSpec(
+    name="synthetic-patients",
+    version="1",
+    factory="medbench_datasets.synthetic.patients:open_patients",
+    summary="images made on the fly from a seed: cells of patients who have images of all classes, "
+    "in order of time, each with a stain of their own",
+    modality="simulated light microscopy",
+    domain="synthetic-patients",
+    licence="Apache-2.0",
+    citation=SYNTHETIC.citation,
+    parameters=(
+        Parameter("size", 28, "edge length in pixels", "int", minimum=16, maximum=512),
+        Parameter("n_patients", 60, "patients", "int", minimum=10, maximum=10000),
+        Parameter(
+            "images_per_class",
+            6,
+            "images of each class of each patient",
+            "int",
+            minimum=2,
+            maximum=1000,
+        ),
+        Parameter("n_classes", 5, "classes, which all patients have", "int", minimum=2, maximum=30),
+        Parameter(
+            "labels",
+            "classes",
+            "one class an image, or masks of its cell",
+            "str",
+            choices=("classes", "masks"),
         ),
         Parameter("seed", 0, "everything is drawn from it", "int", minimum=0, maximum=2**62),
     ),

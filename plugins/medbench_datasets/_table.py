@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from medbench.api import DataError, Place, did_you_mean
 from medbench_datasets._layout import PARTS
 
 NO_SITE = "(unknown)"
+_NO_TIME = ("", "?")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Row:
     patient: str
     site: str
     split: str
+    time: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Columns:
     patient: str | None
     site: str | None
     split: str | None
+    time: str | None = None
 
 
 def read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -104,6 +109,7 @@ def rows_of(
             patient=cell(row, columns.patient),
             site=cell(row, columns.site),
             split=cell(row, columns.split),
+            time=cell(row, columns.time),
         )
         for line, row in cells
     ]
@@ -147,6 +153,40 @@ def indexed(values: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
 
 def _is_count(value: str) -> bool:
     return value.isascii() and value.isdigit() and str(int(value)) == value
+
+
+def times_of(path: Path, rows: Sequence[Row], columns: Columns) -> NDArray[np.float64] | None:
+    """``(n,)`` when each image was taken, NaN for an empty cell or ``?``; None without the column.
+
+    Numbers as they are, dates (2024-05-31) in days. Raises `DataError` naming the line of another
+    text, and where there are no patients whose images could be put in order.
+    """
+    if columns.time is None:
+        return None
+    if columns.patient is None:
+        raise DataError(
+            f"{path}: the column {columns.time!r} puts the images of a patient in order, and no "
+            "column tells patients. Name it in `patient_column`."
+        )
+    return np.array([_moment(path, row, columns.time) for row in rows], np.float64)
+
+
+def _moment(path: Path, row: Row, column: str) -> float:
+    if row.time in _NO_TIME:
+        return math.nan
+    try:
+        found = float(row.time)
+    except ValueError:
+        found = math.inf
+    if math.isfinite(found):
+        return found
+    try:
+        return float(datetime.date.fromisoformat(row.time).toordinal())
+    except ValueError as error:
+        raise DataError(
+            f"{path}, line {row.line}: {row.time!r} in column {column!r} is neither a number nor a "
+            "date such as 2024-05-31."
+        ) from error
 
 
 def split_codes(path: Path, rows: Sequence[Row]) -> NDArray[np.uint8] | None:

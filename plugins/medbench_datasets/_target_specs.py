@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from medbench.api import DatasetSpec, Parameter, TaskKind
-from medbench_datasets._specs import DESCRIPTION, SHAPE, USERS_OWN
+from medbench_datasets._specs import DESCRIPTION, SHAPE, TIME, USERS_OWN
 
 
 def _text(name: str, help_text: str) -> Parameter:
@@ -146,6 +146,7 @@ TARGETS = (
         Parameter("label_column", "label", "column of class names, where a row is a box", "str"),
         _text("image_column", "column of file names (default: image or file)"),
         *_COLUMNS,
+        TIME,
         _text("images", "folder of the images (default: the table's, or images/ in it)"),
         *SHAPE,
         argument="PATH",

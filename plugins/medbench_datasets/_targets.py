@@ -44,6 +44,7 @@ class TargetFiles(ImageFiles, ABC):
             splits=people.splits,
             sites=people.sites,
             patients=people.patients,
+            times=people.times,
         )
         self.labels = present.astype(np.uint8)
         self._sizes = sizes

@@ -21,6 +21,7 @@ from medbench_datasets._table import (
     refuse_empty,
     rows_of,
     split_codes,
+    times_of,
 )
 from medbench_datasets._targets import BoxedImages, boxes_within, read_sizes
 from medbench_datasets._user import located, split_names
@@ -45,6 +46,7 @@ def open_boxes(
     patient_column: str | None = None,
     site_column: str | None = None,
     split_column: str | None = None,
+    time_column: str | None = None,
     images: str | None = None,
     size: int | None = None,
     channels: int | None = None,
@@ -68,6 +70,7 @@ def open_boxes(
         patient=optional_column(path, header, patient_column, "patient"),
         site=optional_column(path, header, site_column, "site"),
         split=optional_column(path, header, split_column, "split"),
+        time=named_column(path, header, time_column, (), "time_column") if time_column else None,
     )
     rows = rows_of(header, cells, columns)
     if not rows:
@@ -189,7 +192,7 @@ def _first_rows(path: Path, rows: Sequence[Row], *, once: bool) -> dict[str, Row
                 f"{path}, line {row.line}: {row.image!r} is on line {first.line} already; expected "
                 "one row for each image."
             )
-        for what in ("patient", "site", "split"):
+        for what in ("patient", "site", "split", "time"):
             if getattr(row, what) != getattr(first, what):
                 raise DataError(
                     f"{path}, line {row.line}: {row.image!r} has {what} {getattr(row, what)!r}, "
@@ -206,4 +209,5 @@ def _people(path: Path, rows: Sequence[Row], columns: Columns) -> People:
         sites=sites if columns.site else None,
         site_names=site_names if columns.site else (),
         patients=patients if columns.patient else None,
+        times=times_of(path, rows, columns),
     )

@@ -15,6 +15,7 @@ from medbench_datasets._table import (
     refuse_empty,
     rows_of,
     split_codes,
+    times_of,
 )
 from medbench_datasets._user import located
 
@@ -28,6 +29,7 @@ def open_table(
     patient_column: str | None = None,
     site_column: str | None = None,
     split_column: str | None = None,
+    time_column: str | None = None,
     images: str | None = None,
     drop_unlabelled: bool = False,
     drop_labels: str | None = None,
@@ -54,6 +56,7 @@ def open_table(
         patient=optional_column(path, header, patient_column, "patient"),
         site=optional_column(path, header, site_column, "site"),
         split=optional_column(path, header, split_column, "split"),
+        time=named_column(path, header, time_column, (), "time_column") if time_column else None,
     )
     rows = rows_of(header, cells, columns)
     dropped = {label.strip() for label in (drop_labels or "").split(",")} - {""}
@@ -109,4 +112,5 @@ def open_table(
         splits=split_codes(path, rows) if columns.split else None,
         sites=sites if columns.site else None,
         patients=patients if columns.patient else None,
+        times=times_of(path, rows, columns),
     )

@@ -8,6 +8,10 @@ _SUMMARIES = {
     "synthetic-classes": "Made-up blood cells, unseen cell types; offline",
     "synthetic-cross": "Made-up images, one imaging domain held out; offline",
     "synthetic-sites": "Made-up blood cells, one laboratory held out; offline",
+    "synthetic-patients": "Made-up blood cells, adapt to one patient by earlier images; offline",
+    "synthetic-patients-others": "synthetic-patients, but with support of other patients; offline",
+    "synthetic-sites-masks": "Made-up blood cells, masks, one laboratory held out; offline",
+    "synthetic-sites-boxes": "Made-up lesions, boxes, one hospital held out; offline",
     "synthetic-findings": "Made-up radiographs, several findings an image (multilabel); offline",
     "omniglot-5w1s": "Omniglot, 5-way 1-shot, unseen characters (Vinyals split)",
     "omniglot-5w5s": "Omniglot, 5-way 5-shot, unseen characters (Vinyals split)",
@@ -22,6 +26,8 @@ _SUMMARIES = {
     "synthetic-volumes": "Made-up vessels in volumes, unseen pairs of twist and form; offline",
     "synthetic-modalities": "Made-up lesions in CT and MRI: both, each alone, one missing; offline",
     "medmnist3d-cross": "MedMNIST 3-D sets (volumes), one held-out dataset at a time",
+    "chest-sites": "Lungs in chest radiographs, boxes, one country held out",
+    "chest-patients": "Lungs in a patient's later chest radiographs, boxes from an earlier one",
     "wbc-sites": "White blood cells, one held-out laboratory at a time",
 }
 

@@ -58,7 +58,7 @@ class StripesSource:
         images = stripes(classes[torch.cat([labels, query_labels])], generator)
         n = len(labels)
         return Task(
-            Support(images[:n], labels, self.way, (derive_seed("adapt", *name),)),
+            Support(images[:n], labels, self.way, (derive_seed("adapt", *name),), classes=classes),
             images[n:],
             query_labels,
         )

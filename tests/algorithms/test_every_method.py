@@ -23,8 +23,11 @@ from medbench_algorithms import medbench_algorithms
 
 from .conftest import FakeRun, SmallConv, StripesSource, small_vit, stripes
 
+# Those that do not learn from a support set have tests of their own.
 SPECS = {
-    spec.name: spec for spec in medbench_algorithms() if "classification" in spec.traits.task_kinds
+    spec.name: spec
+    for spec in medbench_algorithms()
+    if "classification" in spec.traits.task_kinds and spec.traits.uses_support
 }
 N_WAY, N_EPISODES, N_QUERY = 3, 4, 9
 SHOTS = (3, 1, 2)

@@ -79,6 +79,7 @@ ALGORITHMS = {
     "episodes-apart": [_algorithm("episodes-apart", "Remembers")],
     "label-permutation": [_algorithm("label-permutation", "PrefersFirst")],
     "support-order": [_algorithm("support-order", "LastImageWins")],
+    "support-unused": [_algorithm("support-unused", "Mean", uses_support=False)],
     "query-alone": [
         _algorithm("query-alone", "Centres"),
         _algorithm("query-alone", "Mean", transductive=True),

@@ -16,16 +16,18 @@ from medbench.tasks import resolve
 
 OFFLINE = ("synthetic-classes", "synthetic-cross", "synthetic-sites", "synthetic-findings",
            "synthetic-segmentation", "synthetic-detection", "synthetic-volumes",
-           "synthetic-modalities")  # fmt: skip
+           "synthetic-modalities", "synthetic-patients", "synthetic-patients-others",
+           "synthetic-sites-masks", "synthetic-sites-boxes")  # fmt: skip
 REAL = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "medmnist-cross",
-        "wbc-sites", "nuclei-segmentation", "bccd-detection", "medmnist3d-cross")  # fmt: skip
+        "wbc-sites", "nuclei-segmentation", "bccd-detection", "medmnist3d-cross", "chest-sites",
+        "chest-patients")  # fmt: skip
 # Their data are not to be had by every developer, so nobody could notice a change.
 UNSEEN = ("medmnist-findings",)
 
 
 def digests(name):
     protocol, _ = load_protocol(registry(), name)
-    targets = resolve(registry(), protocol, default_place()).targets
+    targets = resolve(registry(), protocol, default_place(), non_commercial=True).targets
     return {t.episode_key: digest(t.pool.draw(t.shape, t.episode_key, 0, 20)) for t in targets}
 
 
@@ -52,6 +54,27 @@ def test_episodes_of_real_data_are_frozen(name):
 GOLDEN = {
     "synthetic-modalities-v1/synthetic-scans:4w1s": "ca96e2cbc69523e28fd17f3ce1e3405a",
     "synthetic-modalities-v1/synthetic-scans:4w5s": "04ee778b08e59706008f4507dce85d05",
+    "synthetic-sites-boxes-v1/synthetic:xray@site A:1w1s": "9f0b3118028d4b21c311365fab3dcc1f",
+    "synthetic-sites-boxes-v1/synthetic:xray@site A:1w5s": "31faa4f5f9e143952e949bc770cd74f9",
+    "synthetic-sites-boxes-v1/synthetic:xray@site B:1w1s": "7ba596eb61a6cebae02c0bc5ee8edb0b",
+    "synthetic-sites-boxes-v1/synthetic:xray@site B:1w5s": "f28d32d503eb2ff8a0989dda500ace7c",
+    "chest-patients-v1/boxes:chest_sites/index.csv:1w1s": "eec28c3053b7a4388ffe8a24454b06a6",
+    "synthetic-patients-v1/synthetic-patients:5w1s": "109ebedda9dce34ba1de1cb78a250b9a",
+    "synthetic-patients-v1/synthetic-patients:5w3s": "50b977ffc25eab9200750baf9fe3e46a",
+    "synthetic-patients-others-v1/synthetic-patients:5w1s": "49480a4b38c824db2b7f740750063f75",
+    "synthetic-patients-others-v1/synthetic-patients:5w3s": "9bfe72d2d698aea1c9d887523088eef5",
+    "synthetic-sites-masks-v1/synthetic:cells@site A:1w1s": "3dbc095be88d68affc97c528fba799f3",
+    "synthetic-sites-masks-v1/synthetic:cells@site A:1w5s": "1556e757143912f06959a8a3ae27f05d",
+    "synthetic-sites-masks-v1/synthetic:cells@site B:1w1s": "32cc71d24f71649b49ef9e607a7b307b",
+    "synthetic-sites-masks-v1/synthetic:cells@site B:1w5s": "41a6aed0bc4ea0362d75e056f455fe37",
+    "chest-sites-v1/boxes:chest_sites/index.csv@Australia:1w1s": "56a7b6fbca1b4808938a07ba27f1f193",
+    "chest-sites-v1/boxes:chest_sites/index.csv@Australia:1w5s": "2bb7d265fb7e92928eccd42f6e73be85",
+    "chest-sites-v1/boxes:chest_sites/index.csv@Germany:1w1s": "f7ce2820be7232a9261412f8e3a81f2b",
+    "chest-sites-v1/boxes:chest_sites/index.csv@Germany:1w5s": "13b7f04c34715fc84c5d790454adfc42",
+    "chest-sites-v1/boxes:chest_sites/index.csv@Spain:1w1s": "0cb16af859c8eda404c301486b0e99d1",
+    "chest-sites-v1/boxes:chest_sites/index.csv@Spain:1w5s": "9e01a2f8531d87b6be14bd5e7424bc6b",
+    "chest-sites-v1/boxes:chest_sites/index.csv@United Kingdom:1w1s": "823c51c86dda95cbc4e01a70b140e18c",  # noqa: E501
+    "chest-sites-v1/boxes:chest_sites/index.csv@United Kingdom:1w5s": "873b6cfb2d741f15e7700e4e81491b80",  # noqa: E501
     "synthetic-volumes-v1/synthetic-vessels:4w1s": "06d81046e660db89849b0b1ff46a959f",
     "synthetic-volumes-v1/synthetic-vessels:4w5s": "7f8753e87f2b681038af1e6c844317b4",
     "medmnist3d-cross-v1/medmnist/adrenal3d:2w1s": "a8f1ebf5a02aec466dd0cc236dfabaf7",

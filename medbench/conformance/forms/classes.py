@@ -48,7 +48,10 @@ class ClassForm(ScoreForm):
 
     def renamed(self, one: Episode, names: Tensor) -> Episode:
         """See `Form`."""
-        return replace(one, labels=names[one.labels], asked=names[one.asked])
+        before = torch.argsort(names)
+        return replace(
+            one, labels=names[one.labels], asked=names[one.asked], classes=one.classes[before]
+        )
 
     def reordered(self, one: Episode) -> Episode:
         """See `Form`."""

@@ -12,6 +12,7 @@ from medbench_algorithms.specs import (
     metric,
     optimisation,
     pretraining,
+    references,
     segmentation,
     solvers,
     transductive,
@@ -30,6 +31,7 @@ _SPECS: tuple[AlgorithmSpec, ...] = (
     *pretraining.SPECS,
     *segmentation.SPECS,
     *detection.SPECS,
+    *references.SPECS,
 )
 
 ALL = tuple(conformance.with_conformance(spec) for spec in _SPECS)

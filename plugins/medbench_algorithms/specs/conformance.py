@@ -61,6 +61,8 @@ CONFORMANCE: dict[str, Conformance] = {
     "maml-unet": Conformance(
         params={"inner_steps": 2, "inner_steps_test": 3, "inner_lr": 0.1, "meta_lr": 3e-3}
     ),
+    "source-only-unet": Conformance(params={"lr": 0.02, "meta_batch": 1}),
+    "source-only-fcos": Conformance(params={"lr": 0.01, "meta_batch": 1}),
     "prototype-boxes": Conformance(
         excuses=(Excuse("label-permutation", "thins out windows in the order of classes"),)
     ),
