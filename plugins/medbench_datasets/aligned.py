@@ -26,6 +26,7 @@ def open_aligned(
     patient_column: str | None = None,
     site_column: str | None = None,
     split_column: str | None = None,
+    time_column: str | None = None,
     images: str | None = None,
     drop_unlabelled: bool = False,
     drop_labels: str | None = None,
@@ -53,6 +54,7 @@ def open_aligned(
             patient_column=patient_column,
             site_column=site_column,
             split_column=split_column,
+            time_column=time_column,
             images=images,
             drop_unlabelled=drop_unlabelled,
             drop_labels=drop_labels,
@@ -87,7 +89,7 @@ class AlignedImages(Dataset):
             modalities=tuple(map(Modality, by_name, widths)),
         )
         self.labels, self.splits = first.labels, first.splits
-        self.sites, self.patients = first.sites, first.patients
+        self.sites, self.patients, self.times = first.sites, first.patients, first.times
 
     @property
     def digest(self) -> str:
