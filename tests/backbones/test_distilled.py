@@ -71,7 +71,7 @@ def gap(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean())
 
 
-def test_a_taught_student_gives_the_teachers_features_for_images_it_never_saw(
+def test_a_taught_student_gives_the_teachers_features_in_tasks_it_was_not_taught_by(
     source: TaskSource,
 ) -> None:
     params = {"width": 8, "student_width": 16, "images": 6_400, "batch_size": 32}

@@ -51,6 +51,7 @@ LAYERS = [
     {"crew", "calibration"},
     {"pools"},
     {"personalised"},
+    {"settings"},
     {"tasks"},
     {"weights", "embed"},
     {"truth"},

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from medbench import tasks
 from medbench.api import (
     Boxes,
     Dataset,
@@ -25,6 +24,7 @@ from medbench.opened import Opened, default_place
 from medbench.plugins import registry
 from medbench.pools import groups
 from medbench.protocols import Protocol
+from medbench.settings import groups_of
 from medbench.source import TaskSource
 from medbench.tasks import resolve
 from medbench.truth import shrunk
@@ -136,7 +136,7 @@ def test_images_that_show_a_structure_of_the_test_are_not_trained_on(seed):
     split = {"train": 2, "val": 1, "test": 1, "seed": seed}
     rules, opened = slices_of(setting="within_dataset", class_split=split)
     opened.dataset.patients = None
-    ((_, _, pool, (source,)),) = tasks._within_dataset(rules, [opened])
+    ((_, _, pool, (source,)),) = groups_of(rules, [opened])
     (tested,) = pool.classes
     labels = opened.dataset.labels
     trained = source.train.images
@@ -151,7 +151,7 @@ def test_images_that_show_a_structure_of_the_test_are_not_trained_on(seed):
 def test_a_patient_who_is_asked_about_at_one_site_is_not_trained_on_at_another():
     rules, opened = slices_of(setting="leave_one_site_out")
     dataset = opened.dataset
-    found = tasks._leave_one_site_out(rules, [opened])
+    found = groups_of(rules, [opened])
     assert [g[1] for g in found] == ["one", "two"]
     for _, _, pool, sources in found:
         asked = set(dataset.patients[pool.images])
@@ -165,13 +165,13 @@ def test_a_target_all_of_whose_patients_are_asked_about_has_nothing_to_train_on(
     split = {"train": 2, "val": 1, "test": 1}
     rules, opened = slices_of(setting="within_dataset", class_split=split)
     with pytest.raises(ProtocolError, match="no class and no patient of the test"):
-        tasks._within_dataset(rules, [opened])
+        groups_of(rules, [opened])
 
 
 def test_a_training_knows_which_images_of_a_dataset_it_had(masked):
     rules, opened = slices_of(setting="leave_one_site_out")
     known = Ingredients(registry(), rules, SimpleNamespace())
-    first, second = (g[3][0] for g in tasks._leave_one_site_out(rules, [opened]))
+    first, second = (g[3][0] for g in groups_of(rules, [opened]))
     told = [known._source(s)["images"] for s in (first, second)]
     assert told[0] != told[1]
 
