@@ -74,6 +74,28 @@ class Block:
         return len(self.classes)
 
 
+class TooFewPatients(ProtocolError):
+    """An episode in which no patient is on both sides cannot be found."""
+
+    def __init__(
+        self, shape: Shape, episode: int, label: int, n_images: int, n_patients: int
+    ) -> None:
+        """`label`: the class with the fewest patients to ask about, and what it has."""
+        self.shape, self.episode, self.label = shape, episode, label
+        self.n_images, self.n_patients = n_images, n_patients
+        super().__init__(self.told(f"class {label}"))
+
+    def told(self, label: str) -> str:
+        """The message, with the class called `label`."""
+        images = f"{self.n_images} image{'s' * (self.n_images != 1)}"
+        people = f"{self.n_patients} patient{'s' * (self.n_patients != 1)}"
+        return (
+            f"episode {self.episode} ({self.shape}) was not found in {_MAX_ATTEMPTS} draws: "
+            f"patients of the support set may not be asked about, and {label} has {images} to ask "
+            f"about, of {people}. Ask for fewer shots, queries or ways, or leave such classes out."
+        )
+
+
 class Pool:
     """The images that episodes of one target, or one source dataset, are drawn from.
 
@@ -267,11 +289,16 @@ class Pool:
                 if drawn:
                     break
             else:
-                raise ProtocolError(
-                    f"Episode {first + e}: {shape} with no patient on both sides was not found in "
-                    f"{_MAX_ATTEMPTS} draws. Ask for fewer shots or queries, or for fewer ways."
-                )
+                raise self._too_few_patients(shape, first + e, picked[:, e])
         return support, asked
+
+    def _too_few_patients(self, shape: Shape, episode: int, picked: Ints) -> TooFewPatients:
+        """Tells of the class with the fewest patients to ask about."""
+        assert self._patients is not None
+        who = {int(i): np.unique(self._patients[self.members(1, int(i))]) for i in picked}
+        i = min(who, key=lambda i: len(who[i]))
+        n_images = len(self.members(1, i))
+        return TooFewPatients(shape, episode, int(self.classes[i]), n_images, len(who[i]))
 
     def _one_by_patient(
         self, shape: Shape, state: Words, picked: Ints, support: Ints, asked: Ints

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from medbench.config import AlgorithmRef, BackboneRef
+from medbench.episodes import TooFewPatients
 from medbench.episodes import digest as episodes_digest
+from medbench.errors import ProtocolError
 from medbench.files import bytes_digest, canonical
 from medbench.modalities import Chosen, drawn_digest
 from medbench.nesting import Layer, layers, mismatch
 from medbench.opened import Opened
 from medbench.plugins import Entry, Registry, resolve_params
-from medbench.pools import SourceSet
+from medbench.pools import NO_LABEL, SourceSet
 from medbench.protocols import EVERYTHING, TARGETED, Protocol
 from medbench.sourcecode import source_digest
 from medbench.tasks import Target
@@ -153,7 +155,13 @@ class Ingredients:
 
     def target(self, target: Target, counts: Mapping[str, int]) -> dict[str, Any]:
         """What a cell is tested on, with the digest of its episodes."""
-        block = target.pool.draw(target.shape, target.episode_key, 0, counts["episodes"])
+        try:
+            block = target.pool.draw(target.shape, target.episode_key, 0, counts["episodes"])
+        except TooFewPatients as error:
+            names = (*target.opened.dataset.info.label_names, NO_LABEL)
+            told = error.told(repr(names[error.label]))
+            where = f"protocol {target.protocol.name}, target {target.id}"
+            raise ProtocolError(f"{where}: {told}") from error
         found: dict[str, Any] = {
             "protocol": target.protocol.id,
             "protocol_plugin": self._entry.plugin.distribution,

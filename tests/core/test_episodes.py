@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from scipy import stats
 
 from medbench.episodes import Pool, Shape, _swap, _swap_virtually, digest, uniforms
 from medbench.errors import ProtocolError
+from medbench.ingredients import Ingredients
+from medbench.plugins import registry
 
 
 def pool(sizes: list[int], **kwargs) -> Pool:
@@ -132,8 +135,26 @@ def test_a_pool_that_is_too_small_says_what_it_lacks(make, shape, words):
 
 def test_patients_that_cannot_be_kept_apart_are_an_error_and_no_endless_loop():
     patients = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0, 1])
-    with pytest.raises(ProtocolError, match="no patient on both sides"):
+    with pytest.raises(ProtocolError, match=r"class [01] has 5 images to ask about, of 2"):
         pool([5, 5], patients=patients).draw(Shape(2, 2, 2), "k", 0, 5)
+
+
+def test_a_target_with_too_few_patients_is_named_with_its_class():
+    patients = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0, 1])
+    info = SimpleNamespace(label_names=("disc", "ring"))
+    target = SimpleNamespace(
+        pool=pool([5, 5], patients=patients),
+        shape=Shape(2, 2, 2),
+        episode_key="k",
+        id="smears:2w2s",
+        protocol=SimpleNamespace(name="acme/p"),
+        opened=SimpleNamespace(dataset=SimpleNamespace(info=info)),
+    )
+    known = Ingredients(registry(), SimpleNamespace(), SimpleNamespace())
+    with pytest.raises(
+        ProtocolError, match=r"protocol acme/p, target smears:2w2s: .*'(disc|ring)' has 5 images"
+    ):
+        known.target(target, {"episodes": 5})
 
 
 def test_uniforms_depend_on_key_and_index_alone():
