@@ -28,11 +28,38 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 3
 
 
+# Their tests start processes and wait for them: minutes each, and little work.
+WHOLE_RUNS = ("e2e", "engines")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on real data skip, with the reason, where there are none."""
+    """Tests on real data skip, with the reason, where there are none; whole runs begin first."""
     for item in items:
         if item.get_closest_marker("data") and not REAL_DATA:
             item.add_marker(pytest.mark.skip(reason="MEDBENCH_DATA is not set: no real data here"))
+    items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def dealt(items: list[pytest.Item], n_workers: int) -> list[pytest.Item]:
+    """The tests in an order whose n-th part, which a worker starts with, begins with whole runs.
+
+    Otherwise most of them are one worker's, and the last ones run when all other tests are done.
+    Tests of a file stay together, as they may share what was set up for them.
+    """
+    by_file: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        by_file.setdefault(item.path, []).append(item)
+    waiting = [own for path, own in by_file.items() if path.parent.name in WHOLE_RUNS]
+    rest = [i for path, own in by_file.items() if path.parent.name not in WHOLE_RUNS for i in own]
+    hands: list[list[pytest.Item]] = [[] for _ in range(n_workers)]
+    for own in sorted(waiting, key=len, reverse=True):
+        min(hands, key=len).extend(own)
+    share = -(-len(items) // n_workers)
+    for hand in hands:
+        taken = max(0, share - len(hand))
+        hand += rest[:taken]
+        del rest[:taken]
+    return [item for hand in hands for item in hand] + rest
 
 
 @pytest.fixture(autouse=True)
