@@ -41,10 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def dealt(items: list[pytest.Item], n_workers: int) -> list[pytest.Item]:
-    """The tests in an order whose n-th part, which a worker starts with, begins with whole runs.
+    """The tests in an order in which half of the workers begin with whole runs.
 
-    Otherwise most of them are one worker's, and the last ones run when all other tests are done.
-    Tests of a file stay together, as they may share what was set up for them.
+    A worker starts with its part of the list. In their own order most whole runs are one worker's,
+    and the last of them all workers' when other tests are done, five runs at a time. Tests of a
+    file stay together, as they may share what was set up for them.
     """
     by_file: dict[Path, list[pytest.Item]] = {}
     for item in items:
@@ -53,7 +54,7 @@ def dealt(items: list[pytest.Item], n_workers: int) -> list[pytest.Item]:
     rest = [i for path, own in by_file.items() if path.parent.name not in WHOLE_RUNS for i in own]
     hands: list[list[pytest.Item]] = [[] for _ in range(n_workers)]
     for own in sorted(waiting, key=len, reverse=True):
-        min(hands, key=len).extend(own)
+        min(hands[: -(-n_workers // 2)], key=len).extend(own)
     share = -(-len(items) // n_workers)
     for hand in hands:
         taken = max(0, share - len(hand))
