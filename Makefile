@@ -19,12 +19,11 @@ help:
 	@echo "make perf   benchmarks of speed (pytest-benchmark)"
 	@echo "make clean  remove the environment and caches; runs/ stays"
 
-# The stamp makes installation happen once, and again when the requirements change. Modules are
-# compiled when they are first imported, as most never are.
+# The stamp makes installation happen once, and again when the requirements change.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and f"Python 3.11 to 3.13 is needed, and this is {sys.version.split()[0]}: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 install: $(VENV)/.installed

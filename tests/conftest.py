@@ -24,8 +24,8 @@ REAL_DATA = os.environ.get("MEDBENCH_DATA")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """More workers than cores: tests of whole runs wait for processes most of their time."""
-    return (os.cpu_count() or 1) + 3
+    """Two more workers than cores: tests of whole runs wait for processes most of their time."""
+    return (os.cpu_count() or 1) + 2
 
 
 # Their tests start processes and wait for them: minutes each, and little work.

@@ -20,7 +20,7 @@ def test_all_datasets_are_there() -> None:
     families = {name for name, spec in SPECS.items() if spec.takes_argument}
     targets = {"voc", "coco", "masks", "boxes", "npz-masks", "msd", "dicom"}
     assert families == {"npz", "folder", "csv", "aligned", "synthetic"} | targets
-    apart = {"omniglot", "synthetic-vessels", "synthetic-scans"}
+    apart = {"omniglot", "synthetic-vessels", "synthetic-scans", "synthetic-patients"}
     assert set(SPECS) == {f"medmnist/{n}" for n in MEDMNIST} | families | apart
     assert len(MEDMNIST) == 18
 

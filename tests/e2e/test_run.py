@@ -71,13 +71,13 @@ def test_a_faulty_algorithm_becomes_a_record_and_takes_no_other_with_it(suite, t
 
 def test_a_training_that_runs_out_of_time_goes_on_from_its_checkpoint(suite, tmp_path):
     calm, out = tmp_path / "calm", tmp_path / "short"
-    path = suite("toy/slow-training", budget="{episodes: 150}", training_timeout_s=15)
+    path = suite("toy/slow-training", budget="{episodes: 150}", training_timeout_s=30)
     medbench("run", path, "--out", calm, "--only", "3w1s", "--set", "training_timeout_s=600")
-    slow = {"TOY_SLEEP": "0.3", "MEDBENCH_CHECKPOINT_S": "0.2"}
+    slow = {"TOY_SLEEP": "0.6", "MEDBENCH_CHECKPOINT_S": "0.2"}
     medbench("run", path, "--out", out, "--only", "3w1s", code=3, **slow)
     (record,) = records(out).values()
     assert record["status"] == "timeout"
-    assert "15 s (training_timeout_s" in record["error"]
+    assert "30 s (training_timeout_s" in record["error"]
     longer = ("--retry-failed", "--set", "training_timeout_s=600")
     medbench("run", path, "--out", out, "--only", "3w1s", *longer)
     (record,) = records(out).values()
