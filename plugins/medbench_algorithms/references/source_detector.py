@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from medbench.api import Backbone, ContractError, Detector, Source, Support, Task, TrainingRun
-from medbench_algorithms.dense.episodic import OwnNetwork
+from medbench.api import Backbone, Detector, Support, Task
 from medbench_algorithms.dense.fcos import PointNet, Points, aims_of, point_loss
 from medbench_algorithms.references.asked import asked_classes
+from medbench_algorithms.references.source_network import SourceNetwork
 
 _PLACES = 5  # outputs of a `PointNet` that all classes share
 
 
 @final
-class SourceFCOS(OwnNetwork):
+class SourceFCOS(SourceNetwork):
     """Trains a small FCOS on the boxes of all source tasks, and asks it about a new site.
 
     Each source class has an output, of which a task's loss takes its own; its support and query
     images count alike. The state that is best at the queries of validation tasks is kept. Support
     sets are not looked at.
     """
+
+    name: ClassVar[str] = "source-only-fcos"
+    class_bias: ClassVar[str] = "classes.bias"
 
     def __init__(
         self,
@@ -43,27 +45,10 @@ class SourceFCOS(OwnNetwork):
         self.width = width
         self.nms_iou = nms_iou
         self.most = most
-        self._n_classes = 0
 
     def network(self, backbone: Backbone) -> nn.Module:
         """A network for as many classes as the source has."""
-        return PointNet(backbone.input.channels, self._n_classes, self.width)
-
-    def meta_train(self, backbone: Backbone, source: Source, run: TrainingRun) -> dict[str, Tensor]:
-        """See `DenseEpisodic.meta_train`."""
-        self._n_classes = source.n_classes
-        return super().meta_train(backbone, source, run)
-
-    def prepare(self, backbone: Backbone, learned: Mapping[str, Tensor]) -> None:
-        """Take the learned network. Raises `ContractError` when a part of it is missing."""
-        last = learned.get("network.classes.bias")
-        if last is None:
-            raise ContractError(
-                "source-only-fcos needs the network that its training learns, and was given "
-                f"{', '.join(sorted(learned)) or 'nothing'}. Meta-train it first."
-            )
-        self._n_classes = len(last)
-        super().prepare(backbone, learned)
+        return PointNet(backbone.input.channels, self.n_classes, self.width)
 
     def loss(self, network: nn.Module, task: Task) -> Tensor:
         """The loss of all boxes of a task, its support images' and its queries'."""
@@ -79,7 +64,7 @@ class SourceFCOS(OwnNetwork):
         return Points(self._asked(network, support), support.n_way, 0, self.nms_iou, self.most)
 
     def _asked(self, network: nn.Module, support: Support) -> _Outputs:
-        return _Outputs(network, asked_classes(support, "source-only-fcos"))
+        return _Outputs(network, asked_classes(support, self.name))
 
 
 @final

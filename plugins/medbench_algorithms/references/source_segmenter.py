@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from medbench.api import Backbone, ContractError, Predictor, Source, Support, Task, TrainingRun
-from medbench_algorithms.dense.episodic import OwnNetwork
+from medbench.api import Backbone, Predictor, Support, Task
 from medbench_algorithms.dense.unet import UNet, mask_loss
 from medbench_algorithms.references.asked import asked_classes
+from medbench_algorithms.references.source_network import SourceNetwork
 
 
 @final
-class SourceUNet(OwnNetwork):
+class SourceUNet(SourceNetwork):
     """Trains a U-Net on the masks of all source tasks, and asks it about a new site.
 
     Each source class has an output, of which a task's loss takes those that it shows masks of; its
     support and query images count alike. The state that is best at the queries of validation tasks
     is kept. Support sets are not looked at.
     """
+
+    name: ClassVar[str] = "source-only-unet"
+    class_bias: ClassVar[str] = "last.bias"
 
     def __init__(
         self,
@@ -37,27 +39,10 @@ class SourceUNet(OwnNetwork):
         del train_way, train_shot, train_query
         super().__init__(lr=lr, meta_batch=meta_batch)
         self.width = width
-        self._n_classes = 0
 
     def network(self, backbone: Backbone) -> nn.Module:
         """A U-Net with as many outputs as the source has classes."""
-        return UNet(backbone.input.channels, self._n_classes, self.width)
-
-    def meta_train(self, backbone: Backbone, source: Source, run: TrainingRun) -> dict[str, Tensor]:
-        """See `DenseEpisodic.meta_train`."""
-        self._n_classes = source.n_classes
-        return super().meta_train(backbone, source, run)
-
-    def prepare(self, backbone: Backbone, learned: Mapping[str, Tensor]) -> None:
-        """Take the learned network. Raises `ContractError` when a part of it is missing."""
-        last = learned.get("network.last.bias")
-        if last is None:
-            raise ContractError(
-                "source-only-unet needs the network that its training learns, and was given "
-                f"{', '.join(sorted(learned)) or 'nothing'}. Meta-train it first."
-            )
-        self._n_classes = len(last)
-        super().prepare(backbone, learned)
+        return UNet(backbone.input.channels, self.n_classes, self.width)
 
     def loss(self, network: nn.Module, task: Task) -> Tensor:
         """The loss of all masks of a task, its support images' and its queries'."""
@@ -65,12 +50,12 @@ class SourceUNet(OwnNetwork):
         assert task.query_masks is not None
         images = torch.cat([task.support.inputs, task.query])
         truth = torch.cat([task.support.masks, task.query_masks]).to(images.dtype)
-        classes = asked_classes(task.support, "source-only-unet")
+        classes = asked_classes(task.support, self.name)
         return mask_loss(network(images)[:, classes], truth)
 
     def answers(self, network: nn.Module, support: Support) -> Predictor:
         """The outputs of the task's classes."""
-        return _Outputs(network, asked_classes(support, "source-only-unet"))
+        return _Outputs(network, asked_classes(support, self.name))
 
 
 @final
