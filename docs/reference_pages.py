@@ -165,7 +165,7 @@ def hooks_page() -> str:
     lines = [
         "# Hooks and the plugin interface",
         "",
-        "Generated from `medbench/hookspecs.py` and `medbench/api.py`. "
+        "Generated from `medbench/hookspecs.py` and `medbench/api/`. "
         "[Writing a plugin](../plugins.md) tells how the pieces go together.",
         "",
         "## Hooks",
@@ -383,7 +383,7 @@ def _methods(part: type[Any]) -> list[str]:
 
 def _short(text: str) -> str:
     text = text.replace("'", "").replace("collections.abc.", "").replace("typing.", "")
-    text = re.sub(r"\b(medbench\.api|medbench\.network|pathlib|torch\.utils)\.", "", text)
+    text = re.sub(r"\b(medbench\.api(?:\.\w+)?|medbench\.network|pathlib|torch\.utils)\.", "", text)
     return text.replace("ForwardRef", "")
 
 
