@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from medbench.api import Backbone, Dataset, InputSpec
-from medbench.episodes import Ints
+from medbench.draws import Ints
 from medbench.errors import ContractError, DataError, NonFinite
 from medbench.files import atomic, content_key, locked
 from medbench.modalities import Images, lacking, widths_of

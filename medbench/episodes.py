@@ -1,12 +1,8 @@
 """Frozen episodes: labels, a shape and a name in, index arrays and a digest out; pure numpy.
 
 Episode ``i`` depends on the key and on ``i`` alone, so any worker can draw any episode in any
-order. Randomness is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) used as a counter-based
-generator: numpy promises stable streams for its bit generators only, not for ``choice`` or
-``permutation``, and episodes must be the same with every numpy that users have.
-
-All episodes of a request are drawn together, by vector operations over episodes: nothing here
-loops over images.
+order (see ``medbench.draws``). All episodes of a request are drawn together, by vector operations
+over episodes: nothing here loops over images.
 """
 
 from __future__ import annotations
@@ -16,24 +12,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medbench.api import derive_seed
+from medbench.draws import (
+    CLASSES,
+    ORDER,
+    QUERY,
+    SUPPORT,
+    Ints,
+    Words,
+    again,
+    choose,
+    shuffle,
+    states,
+    uniform,
+    words,
+)
 from medbench.errors import ProtocolError
 
-Ints = NDArray[np.int64]
-Words = NDArray[np.uint64]
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX2 = np.uint64(0x94D049BB133111EB)
-# Which draw a random word serves; draws of different kinds never share a counter.
-_CLASSES, _SUPPORT, _QUERY, _ORDER = range(4)
-_KIND_STRIDE = 1 << 40
 # Episodes drawn at a time: the working arrays of this many fit a core's cache.
 _BLOCK = 512
-# Up to so many images a class, shuffling an array of them beats looking up what was swapped.
-_SMALL = 1024
 _MAX_ATTEMPTS = 200
 
 
@@ -232,16 +230,16 @@ class Pool:
     def _draw(self, shape: Shape, seed: np.uint64, first: int, count: int) -> Block:
         way, shot, query = shape.way, shape.shot, shape.query
         episode = np.arange(first, first + count, dtype=np.uint64)
-        state = _mix(seed + _GOLDEN * (episode + np.uint64(1)))
-        picked = _choose(
-            _uniform(state, _CLASSES, way), np.full(count, self.n_classes, dtype=np.int64)
+        state = states(seed, episode)
+        picked = choose(
+            uniform(state, CLASSES, way), np.full(count, self.n_classes, dtype=np.int64)
         )  # (way, count)
         if self._patients is not None:
             support, asked = self._by_patient(shape, state, picked, first)
         else:
             support, asked = self._by_image(shape, state, picked)
         labels = np.repeat(np.arange(way), query)
-        order = _shuffle(_words(state, _ORDER, way * query))
+        order = shuffle(words(state, ORDER, way * query))
         return Block(
             first=first,
             shape=shape,
@@ -257,17 +255,17 @@ class Pool:
         lanes = picked.T.reshape(-1)  # one lane for each (episode, class)
 
         def take(kind: int, side: int, k: int) -> Ints:
-            u = _uniform(state, kind, way * k).reshape(way, k, count).transpose(1, 2, 0)
+            u = uniform(state, kind, way * k).reshape(way, k, count).transpose(1, 2, 0)
             chosen = (
-                _choose(u.reshape(k, count * way), self._sizes[side][lanes])
+                choose(u.reshape(k, count * way), self._sizes[side][lanes])
                 + self._starts[side][lanes]
             )
             return self._flat[side][chosen].T.reshape(count, way, k)
 
         if self.shared:
-            both = take(_SUPPORT, 0, shape.shot + shape.query)
+            both = take(SUPPORT, 0, shape.shot + shape.query)
             return both[..., : shape.shot], both[..., shape.shot :]
-        return take(_SUPPORT, 0, shape.shot), take(_QUERY, 1, shape.query)
+        return take(SUPPORT, 0, shape.shot), take(QUERY, 1, shape.query)
 
     def _by_patient(
         self, shape: Shape, state: Words, picked: Ints, first: int
@@ -284,7 +282,7 @@ class Pool:
         asked = np.empty((count, way, shape.query), np.int64)
         for e in range(count):
             for attempt in range(_MAX_ATTEMPTS):
-                salted = _mix(state[e : e + 1] + _GOLDEN * np.array([attempt + 1], np.uint64))
+                salted = again(state[e : e + 1], attempt)
                 drawn = self._one_by_patient(shape, salted, picked[:, e], support[e], asked[e])
                 if drawn:
                     break
@@ -306,16 +304,16 @@ class Pool:
         assert self._patients is not None
         for j, i in enumerate(picked):
             pool = self.members(0, int(i))
-            u = _uniform(state, _SUPPORT, shape.shot, offset=j * shape.shot)
-            support[j] = pool[_choose(u, np.array([len(pool)]))[:, 0]]
+            u = uniform(state, SUPPORT, shape.shot, offset=j * shape.shot)
+            support[j] = pool[choose(u, np.array([len(pool)]))[:, 0]]
         taken = self._patients[support]
         for j, i in enumerate(picked):
             pool = self.members(1, int(i))
             free = pool[~np.isin(self._patients[pool], taken)]
             if len(free) < shape.query:
                 return False
-            u = _uniform(state, _QUERY, shape.query, offset=j * shape.query)
-            asked[j] = free[_choose(u, np.array([len(free)]))[:, 0]]
+            u = uniform(state, QUERY, shape.query, offset=j * shape.query)
+            asked[j] = free[choose(u, np.array([len(free)]))[:, 0]]
         return True
 
 
@@ -325,95 +323,3 @@ def digest(block: Block) -> str:
     for array in (block.classes, block.support, block.query, block.query_labels):
         h.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
     return h.hexdigest()
-
-
-def _mix(x: Words) -> Words:
-    """SplitMix64's finaliser, element by element."""
-    x = (x ^ (x >> np.uint64(30))) * _MIX1
-    x = (x ^ (x >> np.uint64(27))) * _MIX2
-    return x ^ (x >> np.uint64(31))
-
-
-def _words(state: Words, kind: int, n: int, offset: int = 0) -> Words:
-    """Random 64-bit words ``(n, len(state))``: word ``j`` of draw `kind` for each state."""
-    start = kind * _KIND_STRIDE + offset + 1
-    counter = np.arange(start, start + n, dtype=np.uint64) * _GOLDEN
-    return _mix(state[None, :] + counter[:, None])
-
-
-def _uniform(state: Words, kind: int, n: int, offset: int = 0) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) of 53 random bits, ``(n, len(state))``."""
-    return (_words(state, kind, n, offset) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _choose(u: NDArray[np.float64], sizes: Ints) -> Ints:
-    """For each lane, ``k`` of ``sizes`` things without replacement, in order: ``(k, lanes)``.
-
-    Fisher-Yates: step ``t`` swaps places ``t`` and ``t + floor(u (n - t))``.
-    """
-    steps = np.arange(len(u))[:, None]
-    places = (u * (sizes - steps)).astype(np.int64)
-    places += steps
-    n = int(sizes.max())
-    return _swap(places, n) if n <= _SMALL else _swap_virtually(places)
-
-
-def _swap(places: Ints, n: int) -> Ints:
-    """What stands at each of ``places`` ``(k, lanes)`` when its step comes.
-
-    It takes ``4 n lanes`` bytes. Place ``t`` itself is never asked for after step ``t``, so only
-    the other one is written.
-    """
-    k, lanes = places.shape
-    things = np.empty((n, lanes), np.int32)
-    things[:] = np.arange(n, dtype=np.int32)[:, None]
-    flat = things.reshape(-1)
-    out = np.empty((k, lanes), np.int32)
-    for t, place in enumerate(places * lanes + np.arange(lanes)):
-        # Any mode but "raise" lets take write where it is told without a copy.
-        np.take(flat, place, out=out[t], mode="wrap")
-        flat[place] = things[t]
-    return out.astype(np.int64)
-
-
-def _swap_virtually(places: Ints) -> Ints:
-    """As `_swap`, for any n: ``k ** 2`` vector operations, and no array of length n.
-
-    Only the places written so far differ from the identity, and those are looked up among the
-    earlier steps.
-    """
-    k, lanes = places.shape
-    values = np.empty((k, lanes), np.int64)  # what step s moved into places[s]
-    out = np.empty((k, lanes), np.int64)
-    for t, place in enumerate(places):
-        there = place.copy()
-        here = np.full(lanes, t, np.int64)
-        for s in range(t):
-            np.copyto(there, values[s], where=places[s] == place)
-            np.copyto(here, values[s], where=places[s] == t)
-        values[t], out[t] = here, there
-    return out
-
-
-def _shuffle(words: Words) -> Ints:
-    """A uniformly random order of the rows for each column: ``(columns, rows)``.
-
-    The row number replaces the low bits of each word, so that one sort of plain integers gives
-    the permutation, and ties (2^-48 and rarer) break by row.
-    """
-    n = len(words)
-    bits = np.uint64(max(1, (n - 1).bit_length()))
-    low = (np.uint64(1) << bits) - np.uint64(1)
-    keys = np.ascontiguousarray(words.T)
-    keys &= ~low
-    keys |= np.arange(n, dtype=np.uint64)
-    keys.sort(axis=1)
-    keys &= low
-    return keys.view(np.int64)
-
-
-def uniforms(key: str, index: int, n: int) -> NDArray[np.float64]:
-    """`n` uniform numbers in [0, 1) that depend on `key` and `index` alone, ``(n,)``."""
-    seed = np.uint64(derive_seed("uniforms", key))
-    state = _mix(seed + _GOLDEN * np.array([index + 1], dtype=np.uint64))
-    return _uniform(state, _CLASSES, n)[:, 0]

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medbench.api import Boxes, Dataset, DatasetInfo, did_you_mean
-from medbench.episodes import Block, Ints, uniforms
+from medbench.draws import Ints, uniforms
+from medbench.episodes import Block
 from medbench.errors import ProtocolError
 from medbench.files import bytes_digest
 from medbench.protocols import EVERYTHING, Inputs, Protocol

@@ -9,26 +9,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medbench.episodes import (
-    _CLASSES,
-    _GOLDEN,
-    _ORDER,
-    _QUERY,
-    _SUPPORT,
-    Block,
+from medbench.draws import (
+    CLASSES,
+    ORDER,
+    OTHERS,
+    PATIENT,
+    QUERY,
+    SUPPORT,
     Ints,
-    Pool,
-    Shape,
     Words,
-    _choose,
-    _mix,
-    _shuffle,
-    _uniform,
-    _words,
+    choose,
+    shuffle,
+    states,
+    uniform,
+    words,
 )
-
-# Further draws, apart from those of other pools.
-_PERSON, _OTHERS = 4, 5
+from medbench.episodes import Block, Pool, Shape
 
 
 @dataclass(frozen=True)
@@ -185,8 +181,8 @@ class PatientPool(Pool):
         way, shot, query = shape.way, shape.shot, shape.query
         people = self.usable(shape)
         episode = np.arange(first, first + count, dtype=np.uint64)
-        state = _mix(seed + _GOLDEN * (episode + np.uint64(1)))
-        who = _uniform(state, _PERSON, 2)
+        state = states(seed, episode)
+        who = uniform(state, PATIENT, 2)
         picked = np.empty((count, way), np.int64)
         support = np.empty((count, way, shot), np.int64)
         asked = np.empty((count, way, query), np.int64)
@@ -195,7 +191,7 @@ class PatientPool(Pool):
             moment = moments[int(who[1, e] * len(moments))]
             picked[e] = self._one(shape, state[e : e + 1], moment, support[e], asked[e])
         labels = np.repeat(np.arange(way), query)
-        order = _shuffle(_words(state, _ORDER, way * query))
+        order = shuffle(words(state, ORDER, way * query))
         return Block(
             first=first,
             shape=shape,
@@ -207,24 +203,24 @@ class PatientPool(Pool):
 
     def _one(self, shape: Shape, state: Words, moment: Moment, support: Ints, asked: Ints) -> Ints:
         """Draw one episode into `support` and `asked`; returns the places of its classes."""
-        places = _choose(_uniform(state, _CLASSES, shape.way), np.array([len(moment.classes)]))
+        places = choose(uniform(state, CLASSES, shape.way), np.array([len(moment.classes)]))
         both = shape.shot + shape.query
         for j, k in enumerate(places[:, 0].tolist()):
             early, late = moment.support[k], moment.query[k]
             if moment.shared:
-                rows = _drawn(early, state, _SUPPORT, both, j)
+                rows = _drawn(early, state, SUPPORT, both, j)
                 support[j], asked[j] = rows[: shape.shot], rows[shape.shot :]
             else:
-                support[j] = _drawn(early, state, _SUPPORT, shape.shot, j)
-                asked[j] = _drawn(late, state, _QUERY, shape.query, j)
+                support[j] = _drawn(early, state, SUPPORT, shape.shot, j)
+                asked[j] = _drawn(late, state, QUERY, shape.query, j)
             if self._support_from == "others":
                 others = self._of_others(moment.patient, moment.classes[k])
-                support[j] = _drawn(others, state, _OTHERS, shape.shot, j)
+                support[j] = _drawn(others, state, OTHERS, shape.shot, j)
         return np.array(moment.classes, np.int64)[places[:, 0]]
 
 
 def _drawn(images: Ints, state: Words, kind: int, k: int, j: int) -> Ints:
     """`k` of some images without replacement, by the `j`-th stretch of words of a kind."""
-    u = _uniform(state, kind, k, offset=j * k)
-    found: Ints = images[_choose(u, np.array([len(images)]))[:, 0]]
+    u = uniform(state, kind, k, offset=j * k)
+    found: Ints = images[choose(u, np.array([len(images)]))[:, 0]]
     return found

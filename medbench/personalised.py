@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medbench.api import derive_seed
-from medbench.episodes import Ints, Shape
+from medbench.draws import Ints
+from medbench.episodes import Shape
 from medbench.errors import ProtocolError
 from medbench.opened import Opened
 from medbench.patient_pool import PatientPool

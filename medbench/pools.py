@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from medbench.api import Dataset, derive_seed
-from medbench.episodes import Ints, Pool, Shape
+from medbench.draws import Ints
+from medbench.episodes import Pool, Shape
 from medbench.opened import Opened
 from medbench.protocols import TARGETED, Protocol
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from medbench.api import derive_seed
-from medbench.episodes import Ints, Pool
+from medbench.draws import Ints
+from medbench.episodes import Pool
 from medbench.errors import ProtocolError, did_you_mean
 from medbench.opened import Opened
 from medbench.personalised import other_patients, tested_patients

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from medbench.api import Dataset, InputSpec, Support, Task, derive_seed
+from medbench.draws import Ints, uniforms
 from medbench.embed import STORE_LIMIT_BYTES, ImageStore, to_input
-from medbench.episodes import Ints, Pool, Shape, uniforms
+from medbench.episodes import Pool, Shape
 from medbench.errors import ProtocolError
 from medbench.pools import SourceSet
 from medbench.protocols import TARGETED

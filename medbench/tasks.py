@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medbench.api import Place
-from medbench.episodes import Block, Ints, Pool, Shape
+from medbench.draws import Ints
+from medbench.episodes import Block, Pool, Shape
 from medbench.errors import DataMissing, ProtocolError, UsageError, did_you_mean
 from medbench.modalities import missing_in, names_of, shown_of
 from medbench.opened import Opened, open_dataset

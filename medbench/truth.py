@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medbench.api import Boxes, ContractError, Dataset
+from medbench.draws import Ints
 from medbench.embed import STORE_LIMIT_BYTES
-from medbench.episodes import Ints
 from medbench.errors import DataError
 
 Masks = NDArray[np.bool_]

@@ -13,7 +13,8 @@ from torch import Tensor
 from medbench.answers.base import Answers, Floats
 from medbench.api import Boxes, Detections, Detector, Predictor
 from medbench.bench import Bench
-from medbench.episodes import Block, Ints
+from medbench.draws import Ints
+from medbench.episodes import Block
 from medbench.errors import ContractError, NonFinite
 from medbench.metrics import DETECTION_METRICS, detection, mean_of_classes
 from medbench.metrics.boxes import iou

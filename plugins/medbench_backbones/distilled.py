@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medbench.api import Backbone, InputSpec, MedbenchError, Source, TrainingRun
+from medbench_backbones.wrapper import Wrapper, refuse_replaced
 
 _BLOCKS: Final = 4
 _SMALLEST: Final = 4
@@ -60,7 +61,7 @@ class Student(Backbone):
 
 
 @final
-class Distilled(Backbone):
+class Distilled(Wrapper):
     """A network that is trained as it is, and then imitated by a small one, which is tested.
 
     After meta-training the student learns to give the teacher's feature maps and features for
@@ -86,31 +87,17 @@ class Distilled(Backbone):
         lr: float = 3e-3,
         batch_size: int = 64,
     ) -> None:
-        super().__init__()
+        refuse_replaced(
+            "distilled",
+            inner,
+            "Let it compress the student instead, as in int8:distilled:BACKBONE.",
+        )
+        super().__init__(inner)
         del image_size, channels  # the inner network has been built for them
-        for part in inner.modules():
-            if isinstance(part, Backbone) and not part.adaptable:
-                raise MedbenchError(
-                    f"distilled: {type(part).__name__} is tested with other weights than it is "
-                    "trained with, so a student would imitate another network. Let it compress the "
-                    "student instead, as in int8:distilled:BACKBONE."
-                )
-        self.inner = inner
-        self.n_features, self.input = inner.n_features, inner.input
-        self.origin = inner.origin
         self.lesson_images = images
         self.lr, self.batch_size = lr, batch_size
         shape, head = _anatomy(inner)
         self.student = Student(inner.input, student_width, shape, head, inner.n_features)
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """The teacher's."""
-        return self.inner.feature_map(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The teacher's."""
-        out: Tensor = self.inner(images)
-        return out
 
     def learn(self, source: Source, run: TrainingRun) -> None:
         """Train the student on source images."""

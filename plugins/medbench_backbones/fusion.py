@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from medbench.api import Backbone, InputSpec, MedbenchError
+from medbench_backbones.wrapper import Wrapper
 
 Run = Callable[[Tensor], Tensor]
 
 
 @final
-class Stacked(Backbone):
+class Stacked(Wrapper):
     """All modalities as channels of one network's input; early fusion.
 
     The network is built with that many channels and sees what it would see without this wrapper. A
@@ -26,23 +27,10 @@ class Stacked(Backbone):
     def __init__(
         self, *, inner: Backbone, image_size: int, channels: int, fill: float = 0.0
     ) -> None:
-        super().__init__()
+        super().__init__(inner)
         del image_size, channels  # the inner network has been built for them
-        self.inner = inner
-        self.n_features = inner.n_features
-        self.input = inner.input
         if not math.isnan(inner.input.missing):  # it tells by itself what is missing
             self.input = replace(inner.input, missing=fill)
-        self.origin = inner.origin
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """The inner network's."""
-        return self.inner.feature_map(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The inner network's features."""
-        out: Tensor = self.inner(images)
-        return out
 
 
 @final

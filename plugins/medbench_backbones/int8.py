@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
 from medbench.api import Backbone, MedbenchError, fold_batchnorm
 from medbench_backbones.int8_layers import Int8Layer, compressed
+from medbench_backbones.wrapper import Wrapper
 
 
 @final
-class Int8(Backbone):
+class Int8(Wrapper):
     """A network that is trained in floats and tested with weights of one byte.
 
     What it wraps is trained as it would be alone. Then BatchNorm is folded into the convolutions
@@ -31,26 +32,14 @@ class Int8(Backbone):
     def __init__(
         self, *, inner: Backbone, image_size: int, channels: int, activations: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__(inner)
         del image_size, channels  # the inner network has been built for them
-        self.inner = inner
         self.activations = activations
-        self.n_features, self.input = inner.n_features, inner.input
-        self.origin = inner.origin
         if not any(compressed(m, activations=False) for m in inner.modules()):
             raise MedbenchError(
                 f"int8: {type(inner).__name__} has no convolution and no linear layer to compress "
                 "(subclasses of torch's are left alone). Choose another backbone."
             )
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """As the inner network's."""
-        return self.inner.feature_map(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """As the inner network's."""
-        out: Tensor = self.inner(images)
-        return out
 
     def deployed(self) -> Backbone:
         """The network in int8."""

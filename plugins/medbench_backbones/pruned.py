@@ -19,13 +19,14 @@ from medbench_backbones.channels import (
     silence,
     strongest,
 )
+from medbench_backbones.wrapper import Wrapper, refuse_replaced
 
 _TOLERANCE: Final = 1e-4
 _PROBE_IMAGES: Final = 2
 
 
 @final
-class Pruned(Backbone):
+class Pruned(Wrapper):
     """A network without a share of its channels, those whose filters have the smallest weights.
 
     Whole filters go, with what later layers did to their output, so that bytes and time go with
@@ -48,32 +49,15 @@ class Pruned(Backbone):
         share: float = 0.5,
         when: Literal["after", "before"] = "after",
     ) -> None:
-        super().__init__()
+        refuse_replaced("pruned", inner, "Prune first, as in int8:pruned:BACKBONE.")
+        super().__init__(inner)
         del image_size, channels  # the inner network has been built for them
-        for part in inner.modules():
-            if isinstance(part, Backbone) and not part.adaptable:
-                raise MedbenchError(
-                    f"pruned: {type(part).__name__} is tested with other weights than these. "
-                    "Prune first, as in int8:pruned:BACKBONE."
-                )
-        self.inner = inner
         self.share, self.when = share, when
-        self.n_features, self.input = inner.n_features, inner.input
-        self.origin = inner.origin
         if when == "before":
             self._prune()
         else:
             for network in inner.innermost():
                 _found(network)
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """As the inner network's."""
-        return self.inner.feature_map(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """As the inner network's."""
-        out: Tensor = self.inner(images)
-        return out
 
     def deployed(self) -> Backbone:
         """The network without the channels that go."""

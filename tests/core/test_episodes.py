@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from medbench.episodes import Pool, Shape, _swap, _swap_virtually, digest, uniforms
+from medbench.draws import _swap, _swap_virtually, uniforms
+from medbench.episodes import Pool, Shape, digest
 from medbench.errors import ProtocolError
 from medbench.ingredients import Ingredients
 from medbench.plugins import registry

@@ -30,7 +30,7 @@ LAYERS = [
         "model",
         "__init__",
     },
-    {"quiet"},
+    {"quiet", "draws"},
     {"episodes", "plugins", "yamlfile", "metrics"},
     {"scaffold", "nesting", "patient_pool"},
     {"protocols", "records"},

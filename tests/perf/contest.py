@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from medbench.api import Algorithm, Support
-from medbench.episodes import Ints, Pool, Shape
+from medbench.draws import Ints
+from medbench.episodes import Pool, Shape
 from medbench.lanes import EPISODES_PER_BLOCK
 
 N_CLASSES, PER_CLASS, D = 64, 100, 512
