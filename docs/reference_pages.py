@@ -88,6 +88,9 @@ RECORD_KEYS: dict[str, str] = {
     "training_key": "content key of the meta-training it used, or null",
     "scores_file": "the Parquet file beside it: a column for each metric, a row for each episode",
     "scores_digest": "BLAKE2b of that file",
+    "picture": "where answers are masks or boxes: `file` and `digest` of a WebP file with a few "
+    "query images, what is true in them and what was predicted; the file may be left behind when "
+    "records are passed on",
     "groups": "where answers are classes or labels: `file` and `digest` of a second Parquet file, "
     "with the `answers` to the queries of every `group` and how many are `right`, and its `kind`: "
     "`patient` where the data tell patients (here numbers of no meaning), else `image`",

@@ -75,6 +75,8 @@ class Own(msgspec.Struct, array_like=True):
     """What its answers are counted by, ``patient`` or ``image``; empty where they are not."""
     groups_file: str
     groups_digest: str
+    picture_file: str
+    picture_digest: str
 
 
 @dataclass(slots=True)
@@ -170,6 +172,11 @@ class _Groups(msgspec.Struct, frozen=True):
     digest: str = ""
 
 
+class _Picture(msgspec.Struct, frozen=True):
+    file: str = ""
+    digest: str = ""
+
+
 class _Data(msgspec.Struct, frozen=True):
     digest: str = ""
 
@@ -202,6 +209,7 @@ class _Document(msgspec.Struct):
     scores_file: str = ""
     scores_digest: str = ""
     groups: _Groups = _Groups()
+    picture: _Picture = _Picture()
 
 
 class _Training(msgspec.Struct):
@@ -276,6 +284,8 @@ def _brief(document: _Document, path: Path) -> Brief:
         groups_kind=document.groups.kind,
         groups_file=document.groups.file,
         groups_digest=document.groups.digest,
+        picture_file=document.picture.file,
+        picture_digest=document.picture.digest,
     )
     hardware = document.hardware.get("class")
     setting = Setting(

@@ -260,6 +260,10 @@ class Lanes:
         """Right answers of every patient or image, of what `accuracy` returned; None of masks."""
         return self._answers.by_group(found)
 
+    def pictured(self, slow: Any) -> bytes | None:
+        """A few queries with the cost lane's answers, as a WebP file; None of classes."""
+        return self._answers.pictured(slow)
+
     def compare(self, fast: Any, slow: Any) -> dict[str, float]:
         """Shares of equal predictions of the two lanes, for the record.
 

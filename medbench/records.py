@@ -1,7 +1,7 @@
-"""Records: one JSON file a cell, Parquet files of its scores and of its answers by group, and back.
+"""Records: a JSON file a cell, and beside it its scores, its answers by group and a picture.
 
 Needs neither torch nor a plugin, so a laptop with only the records can rebuild every table.
-Parquet files are written first and their digests stand in the JSON: a JSON file that can be read
+These are written first, and their digests stand in the JSON: a JSON file that can be read
 is the sign of a complete record.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from medbench.errors import FAILURES, DataError, UsageError
-from medbench.files import atomic, bytes_digest, file_digest, write_json
+from medbench.files import atomic, bytes_digest, file_digest, write_bytes, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 # The ending of the file with the right answers of each patient or image.
 GROUPS = ".groups.parquet"
+# The ending of the file with a picture of some answers.
+PICTURE = ".webp"
 # In the folder of a run: which key each cell of its last plan has.
 PLAN_FILE = "plan.json"
 # The longest file name of a job, before its key.
@@ -136,11 +138,13 @@ def write_record(
     data: Mapping[str, Any],
     scores: Mapping[str, NDArray[Any]] | None = None,
     groups: tuple[str, Mapping[str, NDArray[Any]]] | None = None,
+    picture: bytes | None = None,
 ) -> dict[str, Any]:
     """Write a record to `path` (``.json``), and its scores beside it; returns the document.
 
     `groups`: what groups queries (``patient`` or ``image``), and ``group``, ``answers`` and
-    ``right`` of each. Raises `OutputError`, with nothing half-written.
+    ``right`` of each. `picture`: a WebP file that shows some answers. Raises `OutputError`, with
+    nothing half-written.
     """
     document = dict(data)
     if scores is not None:
@@ -152,6 +156,10 @@ def write_record(
         target = path.with_name(f"{path.stem}{GROUPS}")
         _write_columns(target, counts)
         document["groups"] = {"kind": kind, "file": target.name, "digest": file_digest(target)}
+    if picture is not None:
+        target = path.with_suffix(PICTURE)
+        write_bytes(target, picture)
+        document["picture"] = {"file": target.name, "digest": bytes_digest(picture)}
     write_json(path, document)
     return document
 

@@ -180,6 +180,7 @@ def _run_cell(
     costs |= lanes.compare(answers, cost_answers)
     enter("score")
     measured, groups = lanes.measured(answers), lanes.by_group(answers)
+    picture = lanes.pictured(cost_answers)
     enter("save")
     shown: dict[str, Any] = {}
     if target.modalities or target.inputs.label != EVERYTHING:
@@ -216,7 +217,7 @@ def _run_cell(
         "versions": versions(),
         "created": now(),
     }
-    write_record(folders.record(job), data, measured, groups)
+    write_record(folders.record(job), data, measured, groups, picture)
 
 
 def _learned(job: Job, folders: Folders) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

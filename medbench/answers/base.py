@@ -12,8 +12,10 @@ from torch import Tensor
 
 from medbench.api import Detector, Predictor, Support, derive_seed
 from medbench.bench import Bench
+from medbench.draws import Ints
 from medbench.episodes import Block
 from medbench.errors import ContractError, NonFinite
+from medbench.pictures import MOST
 
 Floats = NDArray[np.float64]
 Checked = TypeVar("Checked")
@@ -134,7 +136,7 @@ class Answers(ABC, Generic[Checked, Joined]):
 
     @abstractmethod
     def measured(self, found: Joined) -> dict[str, Floats]:
-        """Every metric of every episode; the only place where answers meet the queries' truth."""
+        """Every metric of every episode."""
 
     def by_group(self, found: Joined) -> ByGroup | None:
         """How often the queries of each group were answered right, over all episodes.
@@ -142,3 +144,22 @@ class Answers(ABC, Generic[Checked, Joined]):
         None where an answer is not right or wrong: a mask or a box is more or less so.
         """
         return None
+
+    def pictured(self, answers: Any) -> bytes | None:
+        """The first queries of the first episode with these answers (as `stacked` gave them).
+
+        A WebP file, or None where an answer has no place in the image.
+        """
+        return None
+
+    def _to_show(self) -> tuple[Ints, NDArray[np.uint8]]:
+        """Which queries a picture shows, and their images ``(n, H, W, C)``, C 1 or 3.
+
+        Of several modalities it is the first.
+        """
+        rows = self._block.query[0][:MOST]
+        dataset = self._bench.target.opened.dataset
+        images = dataset.read(rows)
+        if dataset.info.modalities:
+            images = images[..., : dataset.info.modalities[0].channels]
+        return rows, images

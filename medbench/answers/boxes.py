@@ -18,6 +18,7 @@ from medbench.episodes import Block
 from medbench.errors import ContractError, NonFinite
 from medbench.metrics import DETECTION_METRICS, detection, mean_of_classes
 from medbench.metrics.boxes import iou
+from medbench.pictures import box_strip
 from medbench.truth import BoxStore, at_size
 
 # Two lanes found the same object where their boxes of one class overlap so much.
@@ -157,6 +158,11 @@ class BoxAnswers(Answers[Found, Scored]):
         return _shared(
             [pair for a, b in zip(kept, slow, strict=True) for pair in zip(a, b, strict=True)]
         )
+
+    def pictured(self, answers: list[Found]) -> bytes:
+        """True boxes of a few queries, and the surest of those predicted."""
+        rows, images = self._to_show()
+        return box_strip(images, self._true(rows, 0), answers[0][: len(rows)])
 
     def measured(self, found: Scored) -> dict[str, Floats]:
         """The three metrics of boxes: means over the classes that have boxes to find."""

@@ -15,6 +15,7 @@ from medbench.answers.base import Answers, Floats
 from medbench.bench import Bench
 from medbench.episodes import Block
 from medbench.metrics import SEGMENTATION_METRICS, class_means, mean_of_classes, segmentation
+from medbench.pictures import mask_strip
 from medbench.truth import MaskStore
 
 Masks = NDArray[np.bool_]
@@ -122,6 +123,12 @@ class MaskAnswers(Answers[Tensor, Scored]):
         masks = (fast.masks if isinstance(fast, Scored) else fast)[: len(slow)]
         either = int((masks | slow).sum())
         return int((masks & slow).sum()) / either if either else 1.0
+
+    def pictured(self, answers: Masks) -> bytes:
+        """True and predicted masks of a few queries."""
+        rows, images = self._to_show()
+        true = self._truth.true(rows)[:, self._block.classes[0]]
+        return mask_strip(images, true, answers[0][: len(rows)])
 
     def measured(self, found: Scored) -> dict[str, Floats]:
         """The four metrics of masks: means over queries, then over classes."""

@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 )
 @click.option("--time", type=click.FloatRange(0), help="Tell the best row within so many ms ...")
 @click.option("--memory", type=click.FloatRange(0), help="... and so many MiB of adapting.")
+@click.option(
+    "--pictures/--no-pictures",
+    default=True,
+    show_default=True,
+    help="Whether a page shows query images with masks or boxes, where the records have them.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file.")
 def leaderboard_command(
     folders: tuple[Path, ...],
@@ -49,6 +55,7 @@ def leaderboard_command(
     matters: float,
     time: float | None,
     memory: float | None,
+    pictures: bool,
     out: Path | None,
 ) -> int:
     """Show a leaderboard from the records in FOLDERS (outputs of runs).
@@ -75,7 +82,7 @@ def leaderboard_command(
     if form == "html":
         from medbench.leaderboard.page import page_text
 
-        text = page_text(board, folders).rstrip("\n")
+        text = page_text(board, folders, pictures=pictures).rstrip("\n")
     else:
         text = render(board, form).rstrip("\n")
     if out is not None:

@@ -56,7 +56,13 @@ def init_command(folder: Path, suite: str) -> int:
 @board_command.command("add")
 @FOLDER
 @click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path))
-def add_command(folder: Path, records: tuple[Path, ...]) -> int:
+@click.option(
+    "--pictures",
+    is_flag=True,
+    help="Take the records' pictures of answers along: they show images of the data, whose licence "
+    "must let you publish them.",
+)
+def add_command(folder: Path, records: tuple[Path, ...], pictures: bool) -> int:
     """Check RECORDS (of a run, a folder of them, or files), copy them into FOLDER, and build it.
 
     A record is held against itself (schema, key, digest, complete episodes, scores and their
@@ -68,14 +74,22 @@ def add_command(folder: Path, records: tuple[Path, ...]) -> int:
     Examples:
       medbench board add leaderboards/mine runs/mine
       medbench board add leaderboards/mine submission/records
+      medbench board add leaderboards/mine runs/mine --pictures
     """
     from medbench.leaderboard.publish import add, build
 
-    new, same, faults = add(folder, records, _auditor(folder))
+    added, faults = add(folder, records, _auditor(folder), pictures=pictures)
     if faults:
         return _refused(faults, "nothing was added")
     build(folder)
-    click.echo(f"{new} records added, {same} were there already; the tables are built.")
+    click.echo(f"{added.new} records added, {added.same} were there already; the tables are built.")
+    if added.pictures_left:
+        n = added.pictures_left
+        click.echo(
+            f"{n} {'pictures of answers were' if n > 1 else 'picture of answers was'} left out: "
+            "images of the data. Where its licence lets you publish these, add again with "
+            "--pictures."
+        )
     return 0
 
 

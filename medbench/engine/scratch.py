@@ -24,7 +24,7 @@ from medbench.engine.store import Store
 from medbench.errors import MedbenchError, OutputError
 from medbench.files import locked
 from medbench.jobs import Folders, Job
-from medbench.records import GROUPS
+from medbench.records import GROUPS, PICTURE
 
 _LOOK_EVERY_S = 5.0
 _CHECKPOINT = "checkpoint.safetensors"
@@ -71,11 +71,12 @@ class Spot:
 def recorded_files(job: Job) -> list[str]:
     """Names of the files that a job that went well may leave; who has the last has all.
 
-    Cells whose answers are not counted by group leave no file of groups.
+    Cells whose answers are not counted by group leave no file of groups, and those whose answers
+    have no place in an image no picture.
     """
     if job.kind == "training":
         return [f"trainings/{job.key}/{name}" for name in (_LEARNED, _TRAINED)]
-    return [f"records/{job.file_stem}{ending}" for ending in (".parquet", GROUPS, ".json")]
+    return [f"records/{job.file_stem}{ending}" for ending in (".parquet", GROUPS, PICTURE, ".json")]
 
 
 def log_file(job: Job) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 
 from medbench.errors import DataError
 from medbench.leaderboard.names import MAIN, METRICS
-from medbench.records import GROUPS, Record, read_scores
+from medbench.leaderboard.page_pictures import picture_fault
+from medbench.records import GROUPS, PICTURE, Record, read_scores
 
 # Metrics that an episode may lack: where a class has no query, or chance is already perfect.
 # Masks where truth and prediction are empty in every query; boxes where there is none to find.
@@ -53,6 +54,8 @@ def file_faults(record: Record) -> Iterator[str]:
         yield from _column(name, values, data["summary"][name])
     if data.get("groups"):
         yield from _groups(record)
+    if data.get("picture"):
+        yield from _picture(record)
 
 
 def _groups(record: Record) -> Iterator[str]:
@@ -84,6 +87,19 @@ def _groups(record: Record) -> Iterator[str]:
     mean, told = float(right.sum() / answers.sum()), record.data["summary"].get("accuracy")
     if not isinstance(told, int | float) or abs(mean - told) > TOLERANCE:
         yield f"its groups have {mean:.12g} right answers of one, and its summary accuracy {told}."
+
+
+def _picture(record: Record) -> Iterator[str]:
+    found, wanted = record.data["picture"], f"{record.stem}{PICTURE}"
+    if found["file"] != wanted:
+        yield f"its picture is called {found['file']!r}, and must be {wanted!r}."
+        return
+    path = record.path.with_name(wanted)
+    if not path.exists():
+        return  # it may be kept back
+    fault = picture_fault(path.read_bytes(), str(found["digest"]))
+    if fault:
+        yield f"{path.name}: {fault}"
 
 
 def _column(name: str, values: np.ndarray[Any, np.dtype[np.float64]], told: Any) -> Iterator[str]:

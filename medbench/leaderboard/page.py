@@ -30,22 +30,24 @@ STYLES = ("page.css",)
 SCRIPTS = ("data.js", "make.js", "rows.js", "table.js", "plots.js", "critical.js",
            "budget.js", "compare.js", "details.js", "start.js")  # fmt: skip
 # Only in a page that has something for it, so that others stay what they are.
-_GAINS, _AFTER = "gains.js", "table.js"
+_GAINS, _PICTURES, _AFTER = "gains.js", "pictures.js", "table.js"
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
             "\u2029": "\\u2029"}  # fmt: skip
 
 
-def page_text(board: Board, folders: Sequence[Path]) -> str:
+def page_text(board: Board, folders: Sequence[Path], *, pictures: bool = True) -> str:
     """The page of a board made of the records in `folders`: the same bytes from the same records.
 
     Commands that it shows are for a shell in the one folder, or where the records' files are.
+    Without `pictures` it shows no query images.
     """
     briefs, shelves = find_briefs(folders)
     for shelf in shelves:
         shelf.save()
     own = folders[0] if len(folders) == 1 else None
     inside = own is not None and (own.name == "records" or (own / "records").is_dir())
-    return render_page(page_data(board, briefs, "records/" if inside else ""), *named(folders))
+    data = page_data(board, briefs, "records/" if inside else "", pictures=pictures)
+    return render_page(data, *named(folders))
 
 
 def named(folders: Sequence[Path]) -> tuple[str, str]:
@@ -75,6 +77,8 @@ def render_page(data: dict[str, Any], name: str = "", summary: str = "") -> str:
     scripts = list(SCRIPTS)
     if "references" in data:
         scripts.insert(scripts.index(_AFTER) + 1, _GAINS)
+    if "pictures" in data:
+        scripts.insert(scripts.index(_AFTER) + 1, _PICTURES)
     script = "(() => {\n'use strict';\n" + "\n".join(map(_read, scripts)) + "})();\n"
     protocols = list(dict.fromkeys(t["protocol"] for t in data["tables"]))
     environment = jinja2.Environment(
@@ -90,6 +94,7 @@ def render_page(data: dict[str, Any], name: str = "", summary: str = "") -> str:
         protocols=protocols,
         n_records=data["n_records"],
         metric=data["metric"],
+        pictures="pictures" in data,
         style=Markup(style),  # noqa: S704 (our own file)
         script=Markup(script),  # noqa: S704
         style_hash=_hash(style),

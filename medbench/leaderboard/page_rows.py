@@ -17,6 +17,7 @@ from medbench.leaderboard.notes import facts, notes
 from medbench.leaderboard.numbers import score_of, shares
 from medbench.leaderboard.page_facts import Facts, Pool, place_slug
 from medbench.leaderboard.page_pairs import LIMIT, lower_is_better, packed_pairs
+from medbench.leaderboard.page_pictures import Pictures
 from medbench.records import slug
 from medbench.stats import joined
 
@@ -45,7 +46,9 @@ _COSTS: dict[str, tuple[float, int | None]] = {
 Column = Callable[[Row], Any]
 
 
-def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, Any]:
+def page_data(
+    board: Board, briefs: Sequence[Brief], folder: str, *, pictures: bool = True
+) -> dict[str, Any]:
     """All that a page shows of a board, as JSON.
 
     `briefs` are the records that the board was made of, `folder` is that of their files as a
@@ -56,6 +59,8 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
     pools = {n: Pool() for n in ("algorithms", "backbones", "overlaps", "weights", "failed")}
     known = {(b.hardware if b.ok else None, b.own.name): b for b in briefs}
     tables: list[dict[str, Any]] = []
+    pictured: list[dict[str, str]] = []
+    shown = Pictures()
     inside: dict[tuple[str, str], list[tuple[Table, list[list[Brief]]]]] = defaultdict(list)
     for table in board.tables:
         members = [
@@ -75,6 +80,7 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
             for row, own in zip(one.rows, its, strict=True):
                 used[row.key] += own
         tables.append(_table(table, members, used, told, pools, references))
+        pictured.append(shown.of(members) if pictures and table.target else {})
     # Overall tables are what people look at first, so theirs come first where room is short.
     rest = json.dumps(
         [tables, told.parts.values, told.curves, told.failures], separators=(",", ":")
@@ -86,6 +92,10 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
                         room)  # fmt: skip
         data["pairs"] = packed
         room -= len(packed["text"]) if packed else 0
+    # They have room of their own.
+    for data, some in zip(tables, pictured, strict=True):
+        data |= {"pictures": some} if some else {}
+    about_pictures = shown.told(board.metric)
     factor, digits = shares(board.metric)
     return {
         "schema": SCHEMA,
@@ -108,6 +118,7 @@ def page_data(board: Board, briefs: Sequence[Brief], folder: str) -> dict[str, A
         "failures": told.failures,
         "notes": notes(board),
         **({"references": list(references)} if references else {}),
+        **({"pictures": about_pictures} if about_pictures else {}),
         "tables": tables,
     }
 

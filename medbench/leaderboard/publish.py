@@ -13,7 +13,7 @@ from medbench.leaderboard.audit import Auditor
 from medbench.leaderboard.build import board_of
 from medbench.leaderboard.page import SUITE, page_text
 from medbench.leaderboard.render import render
-from medbench.records import GROUPS, Record, find_records, read_record, record_files
+from medbench.records import GROUPS, PICTURE, Record, find_records, read_record, record_files
 
 # What a board's tables are called. The first three are always there; others where they are wanted.
 FILES = {
@@ -55,11 +55,23 @@ def require_board(folder: Path) -> Path:
     return folder / SUITE
 
 
-def add(folder: Path, sources: Sequence[Path], auditor: Auditor) -> tuple[int, int, list[Fault]]:
-    """Copy records into a board: how many are new, how many were there, and what is wrong.
+@dataclass(frozen=True)
+class Added:
+    """How many records a board got, how many it had, and the pictures that were left behind."""
 
-    `sources` are records, folders of them, or a run's. With any fault nothing is copied. Raises
-    `UsageError` for a source without records, `OutputError`.
+    new: int
+    same: int
+    pictures_left: int
+
+
+def add(
+    folder: Path, sources: Sequence[Path], auditor: Auditor, *, pictures: bool = False
+) -> tuple[Added, list[Fault]]:
+    """Copy records into a board; returns what was done, and what is wrong.
+
+    `sources` are records, folders of them, or a run's. Query images stay behind without
+    `pictures`. With any fault nothing is copied. Raises `UsageError` for a source without records,
+    `OutputError`.
     """
     there = folder / "records"
     faults: list[Fault] = []
@@ -67,28 +79,32 @@ def add(folder: Path, sources: Sequence[Path], auditor: Auditor) -> tuple[int, i
     for path in _files(there):
         faults += [Fault(path.name, f"(of the board itself) {w}") for w in auditor.faults(path)]
     new: list[tuple[Path, bytes]] = []
-    n_same = 0
+    n_same = n_left = 0
     for path in _chosen(sources, faults):
         wrong = auditor.faults(path)
         faults += [Fault(path.name, what) for what in wrong]
         if wrong:
             continue
-        files = {n: path.with_name(n).read_bytes() for n in _own_files(read_record(path))}
-        known = [there / name for name in files if (there / name).exists()]
-        if any(k.read_bytes() != files[k.name] for k in known):
+        names = _own_files(read_record(path))
+        if not pictures:
+            kept = [n for n in names if not n.endswith(PICTURE)]
+            n_left += len(names) - len(kept)
+            names = kept
+        files = {n: path.with_name(n).read_bytes() for n in names}
+        known = {name for name in files if (there / name).exists()}
+        if any((there / name).read_bytes() != files[name] for name in known):
             faults.append(
                 Fault(path.name, "the board has another record of this key. Remove that one first.")
             )
-        elif len(known) == len(files):
-            n_same += 1
         else:
-            new += [(there / name, body) for name, body in files.items()]
+            n_same += path.name in known
+            new += [(there / name, body) for name, body in files.items() if name not in known]
     if faults:
-        return 0, n_same, faults
+        return Added(0, n_same, 0), faults
     # Scores first: a document is the sign of a complete record.
     for target, body in sorted(new, key=lambda pair: pair[0].suffix, reverse=True):
         write_bytes(target, body)
-    return sum(t.suffix == ".json" for t, _ in new), n_same, []
+    return Added(sum(t.suffix == ".json" for t, _ in new), n_same, n_left), []
 
 
 def _chosen(sources: Sequence[Path], faults: list[Fault]) -> list[Path]:
@@ -111,11 +127,13 @@ def _chosen(sources: Sequence[Path], faults: list[Fault]) -> list[Path]:
 
 
 def _own_files(record: Record) -> list[str]:
-    """Names of the files of a record without faults."""
+    """Names of the files of a record without faults; a picture that is not there is none."""
     names = [record.path.name]
     if record.ok:
         names.append(f"{record.stem}.parquet")
         names += [f"{record.stem}{GROUPS}"] if record.data.get("groups") else []
+        picture = record.path.with_suffix(PICTURE)
+        names += [picture.name] if record.data.get("picture") and picture.exists() else []
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from medbench.files import content_key, file_digest
 from medbench.records import read_scores
 
 SITES = Path(__file__).parents[2] / "leaderboards" / "sites"
+PICTURE = b"RIFF0000WEBPVP8 "
 NAMES = ("protonet", "simpleshot", "anil")
 
 
@@ -146,6 +148,17 @@ def by_patient(folder, change=lambda counts: None, **other) -> Path:
     return groups
 
 
+def with_picture(folder: Path, data: bytes = PICTURE, **other) -> Path:
+    """Give the first record a picture."""
+    path = first(folder)
+    document = json.loads(path.read_text())
+    picture = path.with_suffix(".webp")
+    picture.write_bytes(data)
+    document["picture"] = {"file": picture.name, "digest": file_digest(picture)} | other
+    path.write_text(json.dumps(document))
+    return picture
+
+
 def one_more(counts):
     counts["right"][3] += 1
 
@@ -253,6 +266,13 @@ FAULTS = {
         lambda f: by_patient(f, file="../x.groups.parquet"),
         "its groups file is called '../x.groups.parquet'",
     ),
+    "picture elsewhere": (
+        lambda f: with_picture(f, file="../x.webp"),
+        "its picture is called '../x.webp'",
+    ),
+    "changed picture": (lambda f: with_picture(f, digest="00ff"), "the picture was changed after"),
+    "no picture": (lambda f: with_picture(f, b"<svg onload=alert(1)>"), "is no WebP file"),
+    "huge picture": (lambda f: with_picture(f, PICTURE * 20_000), "more than 200000 bytes"),
     "renamed": (
         lambda f: first(f).rename(f / "a-000000000000.json"),
         "its file name does not end with its key",
@@ -311,6 +331,27 @@ def test_answers_by_patient_are_added_with_their_record_and_belong_to_it(board, 
     first(submission).with_name(groups.name).rename(board / "records" / "a.groups.parquet")
     told = medbench("board", "check", board, code=1, capsys=capsys)
     assert "a.groups.parquet: it belongs to no record" in told
+
+
+def test_query_images_are_published_only_when_asked_for(board, submission, capsys):
+    picture = with_picture(submission)
+    told = medbench("board", "add", board, submission, capsys=capsys)
+    assert "2 records added" in told
+    assert "1 picture of answers was left out" in told
+    assert "licence" in told
+    assert not (board / "records" / picture.name).exists()
+    assert "data:image" not in (board / "index.html").read_text()
+    medbench("board", "check", board, capsys=capsys)
+    told = medbench("board", "add", board, submission, "--pictures", capsys=capsys)
+    assert "0 records added, 2 were there already" in told
+    assert "left out" not in told
+    assert (board / "records" / picture.name).read_bytes() == PICTURE
+    page = (board / "index.html").read_text()
+    assert f"data:image/webp;base64,{base64.b64encode(PICTURE).decode()}" in page
+    medbench("board", "check", board, capsys=capsys)
+    (board / "records" / picture.name).write_bytes(PICTURE + b"more")
+    told = medbench("board", "check", board, code=1, capsys=capsys)
+    assert "the picture was changed after it was recorded" in told
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import medbench.plan
 from medbench.answers import answers_for
@@ -376,6 +377,11 @@ def test_a_run_of_masks_is_recorded_audited_and_ranked_by_dice(tmp_path, capsys)
     assert "groups" not in good
     assert not list((out / "records").glob("*.groups.parquet"))
     assert medbench("leaderboard", out, "--interval", "groups")[0] == 2
+    with Image.open(out / "records" / good["picture"]["file"]) as picture:
+        assert picture.size == (4 * 144 + 3 * 4, 144)
+    page = ("leaderboard", out, "--format", "html")
+    assert "src: pictureOf" in medbench(*page)[1]
+    assert "src: pictureOf" not in medbench(*page, "--no-pictures")[1]
     learned = states["panet"]
     assert learned["status"] == "ok"
     assert learned["training"]["images_seen"] == 3 * 10

@@ -26,6 +26,7 @@ LAYERS = [
         "files",
         "sourcecode",
         "multilabel",
+        "pictures",
         "bundled",
         "model",
         "__init__",

@@ -115,9 +115,9 @@ def test_every_key_of_a_record_is_documented(tmp_path):
     record = run_cell({**words, **counts}, tmp_path, "cell").record
     assert record.ok, record.data["error"]
     known, costs = set(reference_pages.RECORD_KEYS), set(reference_pages.COST_KEYS)
-    # What only a failed record has, one of several modalities, or one whose lanes had to be asked
-    # again.
-    assert known - set(record.data) == {"stage", "error", "log_tail", "inputs"}
+    # What only a failed record has, one of several modalities, of masks or boxes, or one whose
+    # lanes had to be asked again.
+    assert known - set(record.data) == {"stage", "error", "log_tail", "inputs", "picture"}
     assert costs - set(record.data["costs"]) == {"lanes_agree_on_same_features"}
     assert set(record.data) <= known
     assert set(record.data["costs"]) <= costs

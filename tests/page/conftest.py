@@ -25,10 +25,21 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page_boards.written(page_boards.write_hostile(tmp_path_factory.mktemp("hostile")))
 
 
+@pytest.fixture(scope="session")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a board whose records show some answers."""
+    return page_boards.written(page_boards.write_pictured(tmp_path_factory.mktemp("pictured")))
+
+
 @pytest.fixture
 def faults() -> list[str]:
     """What went wrong in a page that `show` showed: requests, complaints, dialogs."""
     return []
+
+
+def allowed(url: str, file: Path) -> bool:
+    """Whether a page may ask for this: itself, and pictures that stand in it."""
+    return url == file.as_uri() or url.startswith("data:image/webp;base64,")
 
 
 @pytest.fixture
@@ -44,7 +55,7 @@ def show(browser: Any, faults: list[str]) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda m: faults.append(f"console: {m.type} {m.text}"))
         page.on("pageerror", lambda e: faults.append(f"error: {e}"))
         page.on("dialog", lambda d: faults.append(f"dialog: {d.message}"))
-        page.on("request", lambda r: r.url != file.as_uri() and faults.append(f"asks {r.url}"))
+        page.on("request", lambda r: allowed(r.url, file) or faults.append(f"asks {r.url}"))
         page.goto(file.as_uri())
         return page
 

@@ -12,6 +12,7 @@ import numpy as np
 from medbench.leaderboard.build import board_of
 from medbench.leaderboard.page import page_text
 from medbench.leaderboard.page_facts import stem_of
+from medbench.pictures import mask_strip
 from medbench.records import slug, write_record
 
 N_EPISODES = 60
@@ -46,6 +47,7 @@ class Cell:
     log: tuple[str, ...] = ()
     protocol: str = "cross"
     curve: list[dict[str, Any]] = field(default_factory=list)
+    picture: bytes | None = None
 
     def write(self, folder: Path) -> Path:
         """Write the record into the records of `folder`; returns its file."""
@@ -55,7 +57,7 @@ class Cell:
         full = f"{self.target}:5w{self.shot}s"
         names = (slug(self.protocol, full), slug(self.backbone), slug(self.algorithm))
         path = folder / "records" / f"{stem_of(*names, self.seed)[:150]}-{key[:12]}.json"
-        write_record(path, self._document(key, full), self._scores())
+        write_record(path, self._document(key, full), self._scores(), picture=self.picture)
         return path
 
     def _scores(self) -> dict[str, Any] | None:
@@ -153,6 +155,20 @@ def write_hostile(folder: Path) -> Path:
                  curve=curve()).write(folder)  # fmt: skip
     Cell("gone", SCRIPT, IMAGE, status="crash", error=f"{IMAGE} {TURNED}", log=(SCRIPT, QUOTES),
          protocol=QUOTES).write(folder)  # fmt: skip
+    return folder
+
+
+def write_pictured(folder: Path) -> Path:
+    """A board of two targets whose records have a picture, but for one of them."""
+    for i, name in enumerate(("panet", "unet", "blind")):
+        for target in ("nuclei", "lungs"):
+            for seed in (0, 1):
+                shade = np.full((2, 40, 60, 1), 50 * i + 20 * seed + 10, np.uint8)
+                masks = np.zeros((2, 1, 40, 60), bool)
+                masks[:, :, 10:30, 10 : 20 + 10 * i] = True
+                strip = None if name == "blind" else mask_strip(shade, masks, masks)
+                Cell(name, target=target, seed=seed, mean=0.5 + 0.1 * i, picture=strip,
+                     protocol="masks", licence="CC0").write(folder)  # fmt: skip
     return folder
 
 

@@ -360,6 +360,30 @@ def test_without_scripts_the_page_says_where_the_tables_are(show, tame):
     assert "LEADERBOARD.md" in page.locator("noscript").inner_text()
 
 
+def test_answers_are_shown_for_the_rows_that_are(show, pictured):
+    page = show(pictured)
+    pictures = page.locator("#pictures img")
+    assert pictures.count() == 4, "two rows of two targets; one row has none"
+    for i in range(4):
+        pictures.nth(i).scroll_into_view_if_needed()
+        width = "e => e.decode().then(() => e.naturalWidth)"
+        assert pictures.nth(i).evaluate(width) == 2 * 144 + 4
+    captions = page.locator("#pictures figcaption").all_inner_texts()
+    assert captions[0].startswith("unet on conv4\nlungs")
+    assert "CC0" in page.locator("#pictures > p").inner_text()
+    page.select_option("#filter-target", "nuclei")
+    assert pictures.count() == 2
+    page.fill("#filter-text", "panet")
+    assert pictures.count() == 1
+    page.fill("#filter-text", "blind")
+    assert "None of these rows" in page.locator("#pictures").inner_text()
+
+
+def test_a_page_without_pictures_may_load_none(tame, pictured):
+    assert "img-src data:;" in pictured.read_text()
+    assert "img-src" not in tame.read_text()
+
+
 def test_names_that_want_to_be_scripts_are_names(show, hostile):
     page = show(hostile)
     shown = page.locator("#rows tbody th bdi").all_text_contents()

@@ -26,9 +26,7 @@ const flat = (value) => (value === null || typeof value !== 'object' ? String(va
 function showDetails(r) {
   const table = tables[tableOf[r]];
   const dialog = byId('details');
-  // A row over targets rests on the rows of its targets.
-  const own = table.target ? [r] : tables.filter((t) => t.target && groupOf(t) === groupOf(table))
-    .flatMap((t) => Array.from({ length: t.n }, (_, i) => t.start + i).filter((o) => keyOf(o) === keyOf(r)));
+  const own = ofTargets(r);
   dialog.replaceChildren(
     h('div', { class: 'head' },
       h('h2', { id: 'details-title' }, named(visible(nameOf(r)))),

@@ -22,6 +22,7 @@ function update() {
   warnings.hidden = machines.length < 2;
   warnings.textContent = `Times and memory were taken on ${machines.length} classes of hardware and do not compare between them.`;
   byId('facts').replaceChildren(...(shown.length === 1 ? shown[0].facts : []).map((f) => h('li', {}, named(visible(f)))));
+  if (data.pictures) drawPictures(lastRows);
   drawBudget(lastRows);
   drawPlots(lastRows);
   drawCompare();

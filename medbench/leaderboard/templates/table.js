@@ -45,6 +45,14 @@ const COLUMNS = {
   },
 };
 const columnsShown = () => Object.entries(COLUMNS).filter(([, c]) => !c.show || c.show());
+// The rows that one rests on: of its targets, where it is over several, else itself.
+function ofTargets(r) {
+  const table = tables[tableOf[r]];
+  if (table.target) return [r];
+  return tables.filter((t) => t.target && groupOf(t) === groupOf(table))
+    .flatMap((t) => Array.from({ length: t.n }, (_, i) => t.start + i).filter((o) => keyOf(o) === keyOf(r)));
+}
+
 const placeText = (table) =>
   visible(targetOf(table)) + (table.shot === null ? '' : `, ${table.way}-way ${table.shot}-shot`)
   + (table.data ? `, data ${table.data.slice(0, 8)}` : '');
