@@ -19,8 +19,8 @@ OFFLINE = ("synthetic-classes", "synthetic-cross", "synthetic-sites", "synthetic
            "synthetic-modalities", "synthetic-patients", "synthetic-patients-others",
            "synthetic-sites-masks", "synthetic-sites-boxes")  # fmt: skip
 REAL = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "medmnist-cross",
-        "wbc-sites", "nuclei-segmentation", "bccd-detection", "medmnist3d-cross", "chest-sites",
-        "chest-patients")  # fmt: skip
+        "wbc-sites", "nuclei-segmentation", "bccd-detection", "medmnist3d-cross",
+        "chest-sites", "chest-views", "chest-patients")  # fmt: skip
 # Their data are not to be had by every developer, so nobody could notice a change.
 UNSEEN = ("medmnist-findings",)
 
@@ -52,6 +52,8 @@ def test_episodes_of_real_data_are_frozen(name):
 
 
 GOLDEN = {
+    "chest-views-v1/csv:chest_sites/index.csv@Germany:2w1s": "c0346c5c3731c9b1ac37ae877b28de13",
+    "chest-views-v1/csv:chest_sites/index.csv@United Kingdom:2w1s": "7452d0efb559d217c3bc0ed6531e40ae",  # noqa: E501
     "synthetic-modalities-v1/synthetic-scans:4w1s": "ca96e2cbc69523e28fd17f3ce1e3405a",
     "synthetic-modalities-v1/synthetic-scans:4w5s": "04ee778b08e59706008f4507dce85d05",
     "synthetic-sites-boxes-v1/synthetic:xray@site A:1w1s": "9f0b3118028d4b21c311365fab3dcc1f",
