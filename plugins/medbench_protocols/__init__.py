@@ -27,7 +27,7 @@ _SUMMARIES = {
     "synthetic-modalities": "Made-up lesions in CT and MRI: both, each alone, one missing; offline",
     "medmnist3d-cross": "MedMNIST 3-D sets (volumes), one held-out dataset at a time",
     "chest-sites": "Lungs in chest radiographs, boxes, one country held out",
-    "chest-views": "Views of chest radiographs (from behind, in front, lying), one country held out",
+    "chest-views": "Views of chest radiographs (behind, front, lying), one country held out",
     "chest-patients": "Lungs in a patient's later chest radiographs, boxes from an earlier one",
     "wbc-sites": "White blood cells, one held-out laboratory at a time",
 }
