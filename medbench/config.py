@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from medbench.bundled import bundled_suites
-from medbench.errors import ConfigError, UsageError, did_you_mean
+from medbench.errors import ConfigError, UsageError, did_you_mean, nearest
 from medbench.model import Model
 from medbench.nesting import layers
 from medbench.plugins import Registry, resolve_params
@@ -149,7 +149,12 @@ def open_suite(name: str) -> Document:
         if path.is_dir():
             raise UsageError(f"{name} is a folder; give a suite's name or a YAML file.")
         if not path.exists():
-            raise UsageError(f"There is no file {name}.")
+            files = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+            near = nearest(name, [*files, *bundled])
+            told = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(
+                f"There is no file {name}.{told} 'medbench list suites' shows those that need none."
+            )
         return Document.read(path)
     raise UsageError(
         f"There is no suite called {name!r}, and no file of that name.{did_you_mean(name, bundled)}"

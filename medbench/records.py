@@ -257,7 +257,11 @@ def record_files(folder: Path) -> list[Path]:
     Raises `UsageError` when there are none.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder.")
+        what = "is a file, and not a folder" if folder.exists() else "does not exist"
+        raise UsageError(
+            f"{folder} {what}. Name the output folder of a run; 'medbench run SUITE --out DIR' "
+            "makes one."
+        )
     inside = folder / "records" if (folder / "records").is_dir() else folder
     paths = sorted(p for p in inside.glob("*.json") if not p.name.startswith("."))
     paths = [p for p in paths if p.name != PLAN_FILE]

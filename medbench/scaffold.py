@@ -171,7 +171,7 @@ def _distribution(kind: Kind, name: str, registry: Registry) -> str:
         raise UsageError(f"NAME {name!r} has {len(name)} characters; {_LONGEST} is the most.")
     if name in registry.entries[f"{kind}s"]:
         origin = registry.entries[f"{kind}s"][name].origin()
-        raise UsageError(f"There is a {kind} called {name!r} already, from {origin}.")
+        raise UsageError(f"The name {name!r} is taken: by the {kind} of {origin}. Choose another.")
     distribution = f"{prefix}-{rest}"
     package = distribution.replace("-", "_")
     class_name = "".join(word.capitalize() for word in rest.split("-"))

@@ -119,7 +119,8 @@ def _chosen(sources: Sequence[Path], faults: list[Fault]) -> list[Path]:
         elif source.suffix == ".json" and source.is_file():
             found.append(source)
         else:
-            raise UsageError(f"{source} is neither a record (.json) nor a folder of records.")
+            what = "is neither a record (.json) nor a folder of records"
+            raise UsageError(f"{source} {what if source.exists() else 'does not exist'}.")
     names = [p.name for p in found]
     twice = sorted({n for n in names if names.count(n) > 1})
     faults += [Fault(name, "it is given twice.") for name in twice]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from medbench.config import Suite, bundled_suites, load_suite
+from medbench.config import Suite, bundled_suites, load_suite, open_suite
 from medbench.errors import ConfigError, PluginError, UsageError
 from medbench.plugins import registry
 from medbench.protocols import Protocol, load_protocol
@@ -182,3 +184,14 @@ def test_a_suite_is_frozen():
     suite = Document(GOOD, "f").validate(Suite)
     with pytest.raises(ValueError, match="frozen"):
         suite.name = "other"
+
+
+def test_a_file_that_is_not_there_is_told_with_the_nearest_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("scanners.yaml").touch()
+    with pytest.raises(UsageError, match=r"no file scanner\.yaml\. Did you mean scanners\.yaml\?"):
+        open_suite("scanner.yaml")
+    with pytest.raises(UsageError, match="Did you mean quickstart"):
+        open_suite("quickstrat.yaml")
+    with pytest.raises(UsageError, match=r"no file far/away\.yaml\. 'medbench list suites'"):
+        open_suite("far/away.yaml")

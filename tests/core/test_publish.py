@@ -463,6 +463,8 @@ def test_what_is_no_board_or_no_record_is_explained(board, tmp_path, capsys):
     assert "is not a board" in medbench("board", "check", tmp_path, code=2, capsys=capsys)
     assert "is not a board" in medbench("board", "build", tmp_path, code=2, capsys=capsys)
     told = medbench("board", "add", board, tmp_path / "none", code=2, capsys=capsys)
+    assert "none does not exist." in told
+    told = medbench("board", "add", board, board / "suite.yaml", code=2, capsys=capsys)
     assert "is neither a record (.json) nor a folder of records" in told
     told = medbench("board", "init", board, "--suite", "sites", code=2, capsys=capsys)
     assert "is a board already" in told

@@ -102,8 +102,11 @@ def test_records_of_another_kind_are_refused(tmp_path, change, words):
 def test_folders_without_records_are_explained(tmp_path):
     with pytest.raises(UsageError, match="holds no records"):
         find_records([tmp_path])
-    with pytest.raises(UsageError, match="is not a folder"):
+    with pytest.raises(UsageError, match=r"none does not exist\. Name the output folder of a run"):
         find_records([tmp_path / "none"])
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file, and not a folder"):
+        find_records([tmp_path / "file"])
 
 
 def test_an_interrupted_or_failed_write_leaves_the_old_file_and_no_other(tmp_path):

@@ -177,7 +177,7 @@ def test_a_record_that_is_none_stops_a_board_and_is_missing_in_a_status(run):
         find_briefs([run])
     found = Shelf(run)
     assert list(found.damaged) == [path.name]
-    with pytest.raises(UsageError, match="is not a folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         find_briefs([run / "none"])
 
 
