@@ -196,7 +196,11 @@ class LocalExecutor:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(self._threads)
         # This module too: children must run the code of this run, whatever is edited meanwhile.
-        preload = [__name__, "medbench.engine.preload"]
+        preload = [__name__]
+        # Trainings come first in a plan: where this is none, there are none.
+        if job.kind == "training":
+            preload.append("medbench.engine.preload_training")
+        preload.append("medbench.engine.preload")
         if "timm" in str(job.request["backbone"]["name"]):
             preload.append("timm")
         self._context.set_forkserver_preload(preload)

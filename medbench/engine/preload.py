@@ -6,6 +6,7 @@ milliseconds. Of plugins none is loaded here, as each job must fail alone by wha
 
 from __future__ import annotations
 
+import atexit
 import gc
 
 # What writes a record's scores.
@@ -16,3 +17,5 @@ import medbench.worker  # noqa: F401
 # A collection in a job would else walk the whole of torch, and copy the pages it touches.
 gc.collect()
 gc.freeze()
+# At its own end the server lets libraries find their objects, or some complain of leaks.
+atexit.register(gc.unfreeze)
