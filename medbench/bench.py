@@ -90,6 +90,8 @@ def build_bench(job: Job, place: Place, rank: int = 0) -> Bench:
         modalities=target.modalities,
     )
     entry = found.get("algorithms", algorithm_ref.name)
+    if protocol.task_kind == "segmentation" and entry.spec.traits.works_on == "maps":
+        require_places(backbone)
     return Bench(
         found,
         target,
@@ -99,6 +101,17 @@ def build_bench(job: Job, place: Place, rank: int = 0) -> Bench:
         device,
         request["seed"],
     )
+
+
+def require_places(backbone: Backbone) -> None:
+    """Raise `Unavailable` where maps say nothing of where in a volume they are."""
+    for part in backbone.modules():
+        if isinstance(part, Backbone) and not part.in_place:
+            raise Unavailable(
+                f"the maps of {type(part).__name__} are not in the order of the volume's places, "
+                "which masks need. Choose slices along depth (axis: 0, planes: 1), or a backbone "
+                "for volumes."
+            )
 
 
 def device_of(first: torch.device, rank: int) -> torch.device:

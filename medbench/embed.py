@@ -101,23 +101,31 @@ def _coloured(x: Tensor, channels: int) -> Tensor:
 def resize(x: Tensor, spec: InputSpec) -> Tensor:
     """Images ``(b, C, H, W)`` or volumes ``(b, C, D, H, W)`` at the size that `spec` says.
 
-    Antialiased, as PIL does it: without, shrinking skips pixels. Interpolation is separable, and
-    torch antialiases in two dimensions only, so volumes are resized slice by slice, then in depth.
+    Antialiased, as PIL does it: without, shrinking skips pixels.
     """
-    if x.ndim == 4:
-        return _resized(x, (spec.size, spec.size), spec)
+    return resized(x, spec.shape[1:], spec.interpolation)
+
+
+def resized(x: Tensor, size: tuple[int, ...], interpolation: str = "bilinear") -> Tensor:
+    """Values ``(b, c, *space)`` at another `size`, of two dimensions or three.
+
+    Interpolation is separable, and torch antialiases in two dimensions only, so volumes are resized
+    slice by slice, then in depth.
+    """
+    if len(size) == 2:
+        return _resized(x, size, interpolation)
     b, c, d, h, w = x.shape
-    slices = _resized(x.reshape(b, c * d, h, w), (spec.size, spec.size), spec)
-    columns = slices.reshape(b, c, d, spec.size**2)
-    return _resized(columns, (spec.size, spec.size**2), spec).reshape(b, c, *spec.shape[1:])
+    slices = _resized(x.reshape(b, c * d, h, w), size[1:], interpolation)
+    columns = slices.reshape(b, c, d, size[1] * size[2])
+    return _resized(columns, (size[0], size[1] * size[2]), interpolation).reshape(b, c, *size)
 
 
-def _resized(x: Tensor, size: tuple[int, int], spec: InputSpec) -> Tensor:
-    smooth = spec.interpolation != "nearest"
+def _resized(x: Tensor, size: tuple[int, ...], interpolation: str) -> Tensor:
+    smooth = interpolation != "nearest"
     return F.interpolate(
         x,
         size=size,
-        mode=spec.interpolation,
+        mode=interpolation,
         antialias=smooth,
         align_corners=False if smooth else None,
     )

@@ -257,4 +257,5 @@ def _traits(entry: Entry) -> dict[str, Any]:
     # Only where they say something, so that keys of older records stay what they are.
     found |= {"knows_classes": True} if found.pop("knows_classes") else {}
     found |= {"uses_support": False} if not found.pop("uses_support") else {}
+    found |= {"n_dims": own} if (own := found.pop("n_dims")) != [2, 3] else {}
     return found

@@ -28,6 +28,8 @@ class Backbone(nn.Module):
     """Name and parameters it was built by; the core sets it, and keeps features apart by it."""
     form: str = ""
     """How it computes where that is out of the ordinary, in words for a record."""
+    in_place: bool = True
+    """Of volumes: whether maps have the volume's places in the volume's order, as masks need."""
     adaptable: bool = True
     """Whether methods may change the weights of the network that is tested."""
     lesson_images: int = 0

@@ -152,6 +152,8 @@ class _Combination:
             return False
         if target.protocol.task_kind not in traits.task_kinds:
             return False
+        if target.protocol.n_dims not in traits.n_dims:
+            return False
         if not self.rules.ingredients.sees(self.backbone):
             return False
         if not target.sources and learns:

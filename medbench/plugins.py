@@ -348,6 +348,7 @@ def _wrong_word(spec: Any) -> str | None:
             return f"traits must be a Traits, and is {traits!r}"
         words.append(("trait works_on", spec.traits.works_on, _WORKS_ON))
         words += [("trait task_kinds", kind, get_args(TaskKind)) for kind in spec.traits.task_kinds]
+        words += [("trait n_dims", n, (2, 3)) for n in spec.traits.n_dims]
     if isinstance(spec, DatasetSpec):
         words.append(("task_kind", spec.task_kind, get_args(TaskKind)))
     if isinstance(spec, BackboneSpec):

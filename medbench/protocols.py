@@ -157,10 +157,10 @@ class Protocol(Model):
             raise ValueError("setting cross_domain needs at least two datasets.")
         if self.without_sources and self.setting != "cross_domain":
             raise ValueError(f"without_sources is for cross_domain, and setting is {self.setting}.")
-        if self.n_dims == 3 and self.task_kind in TARGETED:
+        if self.n_dims == 3 and self.task_kind == "detection":
             raise ValueError(
-                f"task_kind {self.task_kind} is for images so far (n_dims: 2); read volumes slice "
-                "by slice."
+                "task_kind detection is for images (n_dims: 2), whose boxes have four edges; read "
+                "volumes slice by slice."
             )
         if self.task_kind == "multilabel" and self.setting != "cross_domain":
             raise ValueError(

@@ -63,7 +63,7 @@ class TaskSource:
         self.classes = tuple(self._class_ids)
         """Data set and class number in it of classes ``0 ... n_classes - 1``."""
         self._stores = _stores([one.opened.dataset for one, _ in self._sets])
-        self._truth = _truth([one.opened.dataset for one, _ in self._sets], spec.size)
+        self._truth = _truth([one.opened.dataset for one, _ in self._sets], spec.shape[1:])
         self._by_class = [
             [one.train.members(0, i) for i in range(one.train.n_classes)] for one, _ in self._sets
         ]
@@ -111,7 +111,7 @@ class TaskSource:
         self, one: SourceSet, images: Tensor, rows: Ints, classes: Ints, n: int, seed: int
     ) -> Task:
         """A task with masks or boxes; the first `n` of its images are the support set."""
-        dataset, size = one.opened.dataset, (self._spec.size, self._spec.size)
+        dataset, size = one.opened.dataset, self._spec.shape[1:]
         shown = torch.from_numpy(dataset.labels[rows][:, classes].astype(np.int64))
         shown = shown.to(self._device)
         known = self._known(one, classes)
@@ -184,13 +184,13 @@ def _stores(datasets: Sequence[Dataset]) -> dict[int, ImageStore]:
     return found
 
 
-def _truth(datasets: Sequence[Dataset], side: int) -> dict[int, MaskStore | BoxStore]:
+def _truth(datasets: Sequence[Dataset], size: tuple[int, ...]) -> dict[int, MaskStore | BoxStore]:
     """Where the masks or boxes of each dataset come from, by its `id`."""
     found: dict[int, MaskStore | BoxStore] = {}
     for dataset in datasets:
         if dataset.info.task_kind == "segmentation":
             limit = STORE_LIMIT_BYTES // len(datasets)
-            found.setdefault(id(dataset), MaskStore(dataset, (side, side), limit))
+            found.setdefault(id(dataset), MaskStore(dataset, size, limit))
         elif dataset.info.task_kind == "detection":
             found.setdefault(id(dataset), BoxStore(dataset))
     return found

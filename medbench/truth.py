@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medbench.api import Boxes, ContractError, Dataset
 from medbench.draws import Ints
-from medbench.embed import STORE_LIMIT_BYTES
+from medbench.embed import STORE_LIMIT_BYTES, resized
 from medbench.errors import DataError
 
 Masks = NDArray[np.bool_]
@@ -20,12 +19,12 @@ class MaskStore:
     """Masks of all classes, each read once while all of them fit in memory."""
 
     def __init__(
-        self, dataset: Dataset, size: tuple[int, int], limit_bytes: int = STORE_LIMIT_BYTES
+        self, dataset: Dataset, size: tuple[int, ...], limit_bytes: int = STORE_LIMIT_BYTES
     ) -> None:
-        """Nothing is read yet; `size` is that of `small`."""
+        """Nothing is read yet; `size` is that of `small`: two edges, of volumes three."""
         self._dataset, self._size = dataset, size
         n, n_labels = dataset.labels.shape
-        self._shape = (n_labels, *dataset.info.image_shape[:2])
+        self._shape = (n_labels, *dataset.info.image_shape[:-1])
         small = (n_labels, *size)
         fits = n * (int(np.prod(self._shape)) + int(np.prod(small))) <= limit_bytes
         self._true = np.empty((n, *self._shape), np.bool_) if fits else None
@@ -33,7 +32,7 @@ class MaskStore:
         self._here = np.zeros(n, np.bool_)
 
     def true(self, rows: Ints) -> Masks:
-        """Masks ``(len(rows), n_labels, H, W)`` as the dataset has them.
+        """Masks ``(len(rows), n_labels, H, W)``, of volumes ``D, H, W``, as the dataset has them.
 
         Raises `ContractError` for another shape, `DataError` when they cannot be read.
         """
@@ -120,21 +119,19 @@ class BoxStore:
         return boxes
 
 
-def at_size(boxes: list[Boxes], dataset: Dataset, size: tuple[int, int]) -> tuple[Boxes, ...]:
+def at_size(boxes: list[Boxes], dataset: Dataset, size: tuple[int, ...]) -> tuple[Boxes, ...]:
     """Boxes in pixels of the dataset's images, in those of images of another size."""
     height, width = dataset.info.image_shape[:2]
     scale = np.array([size[1] / width, size[0] / height] * 2)
     return tuple(Boxes(b.xyxy * scale, b.labels, b.ignored) for b in boxes)
 
 
-def shrunk(masks: Masks, size: tuple[int, int]) -> Tensor:
-    """Masks ``(n, n_labels, H, W)`` at another size, smaller or larger, as `MaskStore.small`."""
+def shrunk(masks: Masks, size: tuple[int, ...]) -> Tensor:
+    """Masks ``(n, n_labels, *space)`` at another size, smaller or larger, as `MaskStore.small`."""
     given = torch.from_numpy(np.ascontiguousarray(masks))
-    if tuple(given.shape[-2:]) == size:
+    if tuple(given.shape[2:]) == size:
         return given.clone()
-    cover = F.interpolate(
-        given.float(), size=size, mode="bilinear", align_corners=False, antialias=True
-    )
-    most = cover.amax(dim=(-2, -1), keepdim=True)
+    cover = resized(given.float(), size)
+    most = cover.amax(dim=tuple(range(2, cover.ndim)), keepdim=True)
     # Where nothing is covered by half, `most` is below it and takes its place.
     return (cover >= most.clamp(max=0.5)) & (most > 0)

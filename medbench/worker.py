@@ -131,6 +131,12 @@ def _run_cell(
             f"{bench.entry.name} does {', '.join(traits.task_kinds)}, and protocol "
             f"{target.protocol.name} asks for {target.protocol.task_kind}."
         )
+    if target.protocol.n_dims not in traits.n_dims:
+        takes = " or ".join({2: "images", 3: "volumes"}[n] for n in traits.n_dims)
+        raise Unavailable(
+            f"{bench.entry.name} takes {takes} (n_dims {', '.join(map(str, traits.n_dims))}), and "
+            f"protocol {target.protocol.name} has n_dims {target.protocol.n_dims}."
+        )
     if traits.knows_classes:
         require_source_classes(bench)
     learned, training = _learned(job, folders)

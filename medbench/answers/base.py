@@ -153,7 +153,7 @@ class Answers(ABC, Generic[Checked, Joined]):
         return None
 
     def _to_show(self) -> tuple[Ints, NDArray[np.uint8]]:
-        """Which queries a picture shows, and their images ``(n, H, W, C)``, C 1 or 3.
+        """Which queries a picture shows, and their images ``(n, *space, C)``, C 1 or 3.
 
         Of several modalities it is the first.
         """

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medbench.answers.base import Answers, Floats
 from medbench.bench import Bench
+from medbench.embed import resized
 from medbench.episodes import Block
 from medbench.metrics import SEGMENTATION_METRICS, class_means, mean_of_classes, segmentation
-from medbench.pictures import mask_strip
+from medbench.pictures import mask_strip, most_shown
 from medbench.truth import MaskStore
 
 Masks = NDArray[np.bool_]
@@ -41,10 +41,9 @@ class MaskAnswers(Answers[Tensor, Scored]):
     def __init__(self, bench: Bench, block: Block) -> None:
         """As `Answers`."""
         super().__init__(bench, block)
-        side = bench.backbone.input.size
-        self._size = (side, side)
+        self._size = bench.backbone.input.shape[1:]
         self._truth = MaskStore(bench.target.opened.dataset, self._size)
-        self._space = bench.target.opened.dataset.info.image_shape[:2]
+        self._space = bench.target.opened.dataset.info.image_shape[:-1]
 
     @property
     def numbers_per_image(self) -> int:
@@ -53,7 +52,7 @@ class MaskAnswers(Answers[Tensor, Scored]):
         return self._bench.target.n_way * pixels
 
     def given(self, first: int, count: int | None) -> dict[str, Any]:
-        """Labels, and masks ``(..., n_support, n_way, H, W)`` at the network's size."""
+        """Labels, and masks ``(..., n_support, n_way, *size)`` at the network's size."""
         masks = [self._given(i) for i in range(first, first + (count or 1))]
         together = masks[0] if count is None else torch.stack(masks)
         return {
@@ -67,14 +66,15 @@ class MaskAnswers(Answers[Tensor, Scored]):
         return small[:, torch.from_numpy(self._block.classes[episode])]
 
     def checked(self, found: Any, query: Tensor, first: int) -> Tensor:
-        """Masks ``(..., n_query, n_way, H, W)`` at the true size."""
+        """Masks ``(..., n_query, n_way, *space)`` at the true size."""
         scores = self._tensor(found, query, first, *self._size)
         if self._size == self._space:
             return (scores > 0).cpu()
-        lead, images = scores.shape[:-2], scores.flatten(0, -4)  # (images, n_way, h, w)
+        n_dims = len(self._size)
+        lead, images = scores.shape[:-n_dims], scores.flatten(0, -2 - n_dims)
         # In pieces: at the true size the scores of a block may be many times larger.
         pieces = [
-            (_resized(images[i : i + _IMAGES], self._space) > 0).cpu()
+            (resized(images[i : i + _IMAGES].float(), self._space) > 0).cpu()
             for i in range(0, len(images), _IMAGES)
         ]
         return torch.cat(pieces).reshape(*lead, *self._space)
@@ -106,12 +106,12 @@ class MaskAnswers(Answers[Tensor, Scored]):
         )
 
     def stacked(self, answers: list[Tensor]) -> Masks:
-        """Masks ``(n, n_query, n_way, H, W)``."""
+        """Masks ``(n, n_query, n_way, *space)``."""
         found: Masks = torch.stack(answers).numpy()
         return found
 
     def concatenated(self, answers: list[Tensor]) -> Masks:
-        """Masks ``(n, n_query, n_way, H, W)``."""
+        """Masks ``(n, n_query, n_way, *space)``."""
         found: Masks = torch.cat(answers).numpy()
         return found
 
@@ -125,18 +125,14 @@ class MaskAnswers(Answers[Tensor, Scored]):
         return int((masks & slow).sum()) / either if either else 1.0
 
     def pictured(self, answers: Masks) -> bytes:
-        """True and predicted masks of a few queries."""
+        """True and predicted masks of a few queries; of a volume in the slice with most of them."""
         rows, images = self._to_show()
         true = self._truth.true(rows)[:, self._block.classes[0]]
-        return mask_strip(images, true, answers[0][: len(rows)])
+        found = answers[0][: len(rows)]
+        if len(self._space) == 3:
+            images, true, found = most_shown(images, true, found)
+        return mask_strip(images, true, found)
 
     def measured(self, found: Scored) -> dict[str, Floats]:
         """The four metrics of masks: means over queries, then over classes."""
         return found.metrics
-
-
-def _resized(scores: Tensor, space: tuple[int, ...]) -> Tensor:
-    # Antialiased where it shrinks, as images are.
-    return F.interpolate(
-        scores.float(), size=space, mode="bilinear", align_corners=False, antialias=True
-    )

@@ -28,10 +28,10 @@ class Support:
     one integer for each episode of the batch, the only source of randomness, so that a batch of
     episodes draws what the same episodes draw one by one.
 
-    ``size``: height and width of the images as the network sees them, in whose pixels masks and
-    boxes are given; ``masks`` (task kind ``segmentation``): bool ``(..., n_support, n_way, H, W)``,
-    classes may overlap; ``boxes`` (``detection``): those of each support image of the one episode,
-    with labels in ``0 ... n_way - 1``.
+    ``size``: height and width of the images as the network sees them (of volumes depth, height and
+    width), in whose pixels masks and boxes are given; ``masks`` (task kind ``segmentation``): bool
+    ``(..., n_support, n_way, *size)``, classes may overlap; ``boxes`` (``detection``): those of
+    each support image of the one episode, with labels in ``0 ... n_way - 1``.
 
     ``classes``: ``(..., n_way)`` int64, which of the source's classes labels ``0 ... n_way - 1``
     stand for, numbered as `Source.batch` numbers them. Source tasks have it; of test episodes only
@@ -42,7 +42,7 @@ class Support:
     labels: Tensor
     n_way: int
     seeds: tuple[int, ...]
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
     masks: Tensor | None = None
     boxes: tuple[Boxes, ...] | None = None
     classes: Tensor | None = None
@@ -65,8 +65,8 @@ class Predictor(ABC):
         """Scores ``(..., n_query, n_way)`` for query inputs shaped like the support's.
 
         Scores are logits: their softmax over the last dimension is read as probabilities.
-        For the task kind ``segmentation`` they are ``(..., n_query, n_way, H, W)``, as large as the
-        support's masks: a pixel belongs to every class whose score there is above zero.
+        For the task kind ``segmentation`` they are ``(..., n_query, n_way, *size)``, as large as
+        the support's masks: a pixel belongs to every class whose score there is above zero.
         Inductive methods must give each query the scores it would get alone.
         """
 
@@ -91,7 +91,7 @@ class Task:
     """One source task for meta-training, the truth of its queries included.
 
     ``query_labels``: ``(n_query,)`` as the support's, or ``(n_query, n_way)`` where targets are
-    masks or boxes; ``query_masks``: bool ``(n_query, n_way, H, W)`` and ``query_boxes``, as the
+    masks or boxes; ``query_masks``: bool ``(n_query, n_way, *size)`` and ``query_boxes``, as the
     support's.
     """
 

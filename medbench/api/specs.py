@@ -61,6 +61,8 @@ class Traits:
     (`Support.classes`). Only protocols that test on classes of their sources tell it; in others its
     cells are ``unavailable``. ``uses_support`` False: it answers without a look at the support set.
     Its rows are references, over which tables show what other rows of the same backbone gain.
+    ``n_dims``: what inputs it takes, images (2) or volumes (3); its cells on others are
+    ``unavailable``.
     """
 
     works_on: Literal["features", "maps", "images"]
@@ -74,6 +76,7 @@ class Traits:
     knows_classes: bool = False
     uses_support: bool = True
     task_kinds: tuple[TaskKind, ...] = ("classification",)
+    n_dims: tuple[Literal[2, 3], ...] = (2, 3)
 
     def is_transductive(self, params: Mapping[str, object]) -> bool:
         """Whether the method looks at the whole query set under these resolved parameters."""

@@ -176,6 +176,8 @@ def _describe(entry: Entry) -> str:
         traits = spec.traits
         facts["works on"] = traits.works_on
         facts["task kinds"] = ", ".join(traits.task_kinds)
+        if len(traits.n_dims) == 1:
+            facts["task kinds"] += f", of {'images' if 2 in traits.n_dims else 'volumes'} only"
         facts["adapts"] = traits.adapts
         facts["meta-trains"] = "yes" if traits.meta_trains else "no"
         if traits.parallel:

@@ -118,7 +118,7 @@ _CONV4_3D = BackboneSpec(
             4,
             "how many blocks halve the volume; fewer leave larger feature maps",
             "int",
-            minimum=1,
+            minimum=0,
             maximum=4,
             stage="both",
         ),

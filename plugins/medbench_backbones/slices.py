@@ -44,6 +44,7 @@ class Slices(Backbone):
         self.n_features = inner.n_features * len(self.axes)
         self.input = replace(inner.input, size=image_size, n_dims=3)
         self.origin = inner.origin
+        self.in_place = self.axes == (0,)
 
     def feature_map(self, images: Tensor) -> Tensor:
         """The inner maps of all slices of ``(b, C, D, H, W)``, one below the other.

@@ -325,6 +325,13 @@ VESSELS = DatasetSpec(
     parameters=(
         Parameter("size", 16, "edge length in voxels", "int", minimum=12, maximum=128),
         Parameter("images_per_class", 40, "volumes of each class", "int", minimum=10, maximum=5000),
+        Parameter(
+            "labels",
+            "classes",
+            "one class a volume, or masks of its vessel",
+            "str",
+            choices=("classes", "masks"),
+        ),
         Parameter("seed", 0, "everything is drawn from it", "int", minimum=0, maximum=2**62),
     ),
 )

@@ -24,6 +24,7 @@ _SUMMARIES = {
     "medmnist-cross": "MedMNIST 2-D sets, one held-out dataset at a time",
     "medmnist-findings": "ChestMNIST, 14 findings (multilabel), meta-train on other domains",
     "synthetic-volumes": "Made-up vessels in volumes, unseen pairs of twist and form; offline",
+    "synthetic-volume-masks": "Made-up vessels in volumes, masks of a new kind of vessel; offline",
     "synthetic-modalities": "Made-up lesions in CT and MRI: both, each alone, one missing; offline",
     "medmnist3d-cross": "MedMNIST 3-D sets (volumes), one held-out dataset at a time",
     "chest-sites": "Lungs in chest radiographs, boxes, one country held out",

@@ -69,7 +69,7 @@ def test_weights_of_places_stand_for_a_sum_over_enlarged_features() -> None:
     assert support.masks is not None
     maps, masks = support.inputs[0], support.masks[0]
     direct = torch.einsum("nchw,nkhw->nkc", large(maps), masks.float())
-    weights = place_weights(masks, 6, 8)
+    weights = place_weights(masks, 6, 8, SIZE).unflatten(-1, (6, 8))
     torch.testing.assert_close(torch.einsum("nchw,nkhw->nkc", maps, weights), direct)
     torch.testing.assert_close(enlarged(maps, SIZE), large(maps))
 
@@ -120,7 +120,8 @@ def test_local_prototypes_are_the_papers_pooling_and_attention() -> None:
     assert support.masks is not None
     whole = torch.cat([~support.masks.any(1, keepdim=True), support.masks], 1).float()
     windows = F.avg_pool2d(support.inputs, 2).permute(0, 2, 3, 1).reshape(-1, 5)
-    share = F.avg_pool2d(place_weights(whole, 6, 8) / 4, 2).permute(0, 2, 3, 1).reshape(-1, 3)
+    cover = place_weights(whole, 6, 8, SIZE).unflatten(-1, (6, 8)) / 4
+    share = F.avg_pool2d(cover, 2).permute(0, 2, 3, 1).reshape(-1, 3)
     features = large(support.inputs)
     similar = []
     for k in range(3):
@@ -147,7 +148,7 @@ def test_nearest_places_are_scikit_learns_neighbours() -> None:
     )
     assert support.masks is not None
     places = support.inputs.permute(0, 2, 3, 1).reshape(-1, 5).double().numpy()
-    cover = (place_weights(support.masks, 6, 8) / 4).permute(0, 2, 3, 1).reshape(-1, 2).numpy()
+    cover = (place_weights(support.masks, 6, 8, SIZE) / 4).mT.reshape(-1, 2).numpy()
     asked = query[0].permute(0, 2, 3, 1).reshape(-1, 5).double().numpy()
     judge = NearestNeighbors(n_neighbors=3, metric="cosine").fit(places)
     expected = cover[judge.kneighbors(asked)[1]].mean(1) - 0.5

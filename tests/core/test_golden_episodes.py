@@ -17,7 +17,7 @@ from medbench.tasks import resolve
 OFFLINE = ("synthetic-classes", "synthetic-cross", "synthetic-sites", "synthetic-findings",
            "synthetic-segmentation", "synthetic-detection", "synthetic-volumes",
            "synthetic-modalities", "synthetic-patients", "synthetic-patients-others",
-           "synthetic-sites-masks", "synthetic-sites-boxes")  # fmt: skip
+           "synthetic-sites-masks", "synthetic-sites-boxes", "synthetic-volume-masks")  # fmt: skip
 REAL = ("omniglot-5w1s", "omniglot-5w5s", "omniglot-20w1s", "omniglot-20w5s", "medmnist-cross",
         "wbc-sites", "nuclei-segmentation", "bccd-detection", "medmnist3d-cross",
         "chest-sites", "chest-views", "chest-patients")  # fmt: skip
@@ -79,6 +79,8 @@ GOLDEN = {
     "chest-sites-v1/boxes:chest_sites/index.csv@United Kingdom:1w5s": "873b6cfb2d741f15e7700e4e81491b80",  # noqa: E501
     "synthetic-volumes-v1/synthetic-vessels:4w1s": "06d81046e660db89849b0b1ff46a959f",
     "synthetic-volumes-v1/synthetic-vessels:4w5s": "7f8753e87f2b681038af1e6c844317b4",
+    "synthetic-volume-masks-v1/synthetic-vessels:1w1s": "19148ca95ac5da94468b59e4ff9893b6",
+    "synthetic-volume-masks-v1/synthetic-vessels:1w5s": "f68c1e46021bbe1bb3fbd62d415c995e",
     "medmnist3d-cross-v1/medmnist/adrenal3d:2w1s": "a8f1ebf5a02aec466dd0cc236dfabaf7",
     "medmnist3d-cross-v1/medmnist/adrenal3d:2w5s": "f1640f0463f31477d36067b2fe0ef9f2",
     "medmnist3d-cross-v1/medmnist/adrenal3d:2w10s": "6d638b09f9cdfccf54b557c368389e28",

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from medbench.api import Boxes, Detections
-from medbench.pictures import box_strip, mask_strip
+from medbench.pictures import box_strip, mask_strip, most_shown
 
 SIDE, GAP = 144, 4
 GREEN, YELLOW = (0, 158, 115), (240, 228, 66)
@@ -50,6 +50,22 @@ def test_a_mask_is_a_wash_where_it_was_predicted_and_a_line_where_it_is_true():
     # Columns 20 and 21 are the first of the true mask, which is twice as large here.
     line = strip[40:100, 18:24].mean(axis=0)
     assert line[:, 0].min() < 120, "a line in the colour of the class"
+
+
+def test_of_a_volume_the_slice_with_most_of_the_structure_is_shown():
+    images = np.arange(3 * 4, dtype=np.uint8).reshape(3, 4, 1, 1, 1) * np.ones(
+        (1, 1, 5, 5, 1), np.uint8
+    )
+    true, found = np.zeros((2, 3, 2, 4, 5, 5), bool)
+    true[0, 0, 1, :2], true[0, 1, 3, :1] = True, True
+    true[1, 1, 2, 0, 0] = True
+    found[1, 0, 0] = True  # what is true is looked for first
+    found[2, 0, 3, :4], found[2, 0, 1, :1] = True, True
+    shown, truth, answer = most_shown(images, true, found)
+    assert shown.shape == (3, 5, 5, 1)
+    assert shown[:, 0, 0, 0].tolist() == [1, 4 + 2, 8 + 3]
+    assert (truth[0] == true[0, :, 1]).all()
+    assert (answer[2] == found[2, :, 3]).all()
 
 
 def test_classes_have_colours_of_their_own():

@@ -51,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plugins(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The distributions of the page, as installed: what `new` wrote, with the page's rules."""
     made = []
-    for name in ("clinic/scanners", "clinic/nuclei", "clinic/brains"):
+    for name in ("clinic/scanners", "clinic/nuclei", "clinic/brains", "clinic/spleens"):
         distribution = name.replace("/", "-")
         folder = tmp_path_factory.mktemp("plugins") / distribution
         scaffold("protocol", name, registry(), folder)
@@ -78,7 +78,7 @@ def _installed(
     (tmp_path / "scanners.yaml").write_text(block("yaml", "name: scanners"))
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("clinic_scanners", "clinic_nuclei", "clinic_brains"):
+    for name in ("clinic_scanners", "clinic_nuclei", "clinic_brains", "clinic_spleens"):
         sys.modules.pop(name, None)
 
 
@@ -98,7 +98,12 @@ def test_what_the_page_runs_can_be_planned(line, capsys):
         main(words if "--dry-run" in words else [*words, "--dry-run"])
     shown = capsys.readouterr()
     assert not stop.value.code, shown.out + shown.err
-    expected = {"runs/scans": "synthetic-scans", "brains": "aligned:brains", "scanners": "GE"}
+    expected = {
+        "spleens": "msd:Task09_Spleen",
+        "runs/scans": "synthetic-scans",
+        "brains": "aligned:brains",
+        "scanners": "GE",
+    }
     wanted = next((word for name, word in expected.items() if name in line), "masks:nuclei")
     assert wanted in shown.out + shown.err
 

@@ -11,9 +11,13 @@ from torch import Tensor
 from medbench.api import Algorithm, Predictor, Support
 from medbench_algorithms.dense.masked_prototypes import centre_of, class_prototypes
 from medbench_algorithms.dense.pooling import (
+    Size,
     against_the_best_other,
     enlarged,
+    grid,
     place_weights,
+    share_of_place,
+    with_background,
 )
 
 
@@ -22,10 +26,11 @@ class LocalPrototypes(Algorithm):
     """ALPNet's adaptive local prototype pooling, on the backbone as it is.
 
     Ouyang et al., ECCV 2020, section 3.2; its self-supervised training on superpixels is not part
-    of this method. `window` is the side of a pooling window, in places of the map; `purity` the
-    share of a window that a class must cover for its mean to be a prototype of the class (T in the
-    paper). Each class, the background too, has its masked mean as one more prototype. `centre` is
-    that of `MaskedPrototypes`.
+    of this method. Of volumes, which the paper takes slice by slice, windows are cubes. `window` is
+    the side of a pooling window, in places of the map; `purity` the share of a window that a class
+    must cover for its mean to be a prototype of the class (T in the paper). Each class, the
+    background too, has its masked mean as one more prototype. `centre` is that of
+    `MaskedPrototypes`.
     """
 
     def __init__(
@@ -37,24 +42,26 @@ class LocalPrototypes(Algorithm):
         self.centre = centre
 
     def adapt(self, support: Support) -> Predictor:
-        """Prototypes from maps ``(..., n, c, h, w)`` and masks ``(..., n, n_way, H, W)``."""
+        """Prototypes from maps ``(..., n, c, h, w)`` and masks ``(..., n, n_way, *size)``."""
         assert support.masks is not None
         assert support.size is not None
         middle = centre_of(support.inputs) if self.centre else None
         maps = support.inputs if middle is None else support.inputs - middle
-        masks = support.masks
+        masks, size = support.masks, support.size
         lead, (c, h, w) = maps.shape[:-3], maps.shape[-3:]
-        side = min(self.window, h, w)
-        pooled = F.avg_pool2d(maps.reshape(-1, c, h, w), side)
-        whole = torch.cat([~masks.any(dim=-3, keepdim=True), masks], dim=-3)
+        places = grid(h, w, size)
+        side = min(self.window, *places)
+        pool = F.avg_pool2d if len(size) == 2 else F.avg_pool3d
+        pooled = pool(maps.reshape(-1, c, *places), side)
         # The share of each place that a class covers, then of each window.
-        cover = place_weights(whole, h, w) / (masks.shape[-2] * masks.shape[-1] / (h * w))
-        share = F.avg_pool2d(cover.reshape(-1, whole.shape[-3], h, w), side)
-        own = pooled.flatten(-2).mT.reshape(*lead[:-1], -1, c)  # (..., n windows, c)
-        kinds = share.flatten(-2).reshape(*lead, whole.shape[-3], -1)
+        cover = place_weights(with_background(masks, size), h, w, size)
+        n_classes = support.n_way + 1
+        share = pool((cover / share_of_place(h, w, size)).reshape(-1, n_classes, *places), side)
+        own = pooled.flatten(2).mT.reshape(*lead[:-1], -1, c)  # (..., n windows, c)
+        kinds = share.flatten(2).reshape(*lead, n_classes, -1)
         kinds = kinds.movedim(-2, -3).flatten(-2)  # (..., n_way + 1, n windows)
-        means = class_prototypes(maps, masks)
-        return _Attentive(own, kinds >= self.purity, means, self.alpha, support.size, middle)
+        means = class_prototypes(maps, masks, size)
+        return _Attentive(own, kinds >= self.purity, means, self.alpha, size, middle)
 
 
 @final
@@ -65,7 +72,7 @@ class _Attentive(Predictor):
         member: Tensor,
         means: Tensor,
         alpha: float,
-        size: tuple[int, int],
+        size: Size,
         middle: Tensor | None,
     ) -> None:
         self.middle = middle
@@ -77,7 +84,7 @@ class _Attentive(Predictor):
         self.n_adapted = (own.shape[-2] + means.shape[-2]) * own.shape[-1]
 
     def predict(self, query: Tensor) -> Tensor:
-        """Scores of masks ``(..., n_query, n_way, H, W)``.
+        """Scores of masks ``(..., n_query, n_way, *size)``.
 
         A class's similarity at a place is the mean of the similarities to its prototypes, each
         weighted by their softmax, as the paper has it.
@@ -94,4 +101,4 @@ class _Attentive(Predictor):
             weights = among.masked_fill(~allowed, -torch.inf).softmax(dim=-2)
             scores.append((weights * among).sum(-2))
         found = torch.stack(scores, dim=-2).reshape(*query.shape[:-3], -1, *query.shape[-2:])
-        return against_the_best_other(enlarged(found, self.size))
+        return against_the_best_other(enlarged(found, self.size), self.size)

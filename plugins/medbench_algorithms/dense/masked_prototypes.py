@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from medbench.api import Algorithm, Predictor, Support
 from medbench_algorithms.dense.pooling import (
+    Size,
     against_the_best_other,
     enlarged,
     place_weights,
+    with_background,
 )
 
 
@@ -31,12 +32,12 @@ class MaskedPrototypes(Algorithm):
         self.centre = centre
 
     def adapt(self, support: Support) -> Predictor:
-        """Prototypes from maps ``(..., n, c, h, w)`` and masks ``(..., n, n_way, H, W)``."""
+        """Prototypes from maps ``(..., n, c, h, w)`` and masks ``(..., n, n_way, *size)``."""
         assert support.masks is not None
         assert support.size is not None
         middle = centre_of(support.inputs) if self.centre else None
         maps = support.inputs if middle is None else support.inputs - middle
-        prototypes = class_prototypes(maps, support.masks)
+        prototypes = class_prototypes(maps, support.masks, support.size)
         return NearestPrototype(prototypes, self.alpha, support.size, middle)
 
 
@@ -45,15 +46,16 @@ def centre_of(maps: Tensor) -> Tensor:
     return maps.mean(dim=(-4, -2, -1), keepdim=True)
 
 
-def class_prototypes(maps: Tensor, masks: Tensor) -> Tensor:
+def class_prototypes(maps: Tensor, masks: Tensor, size: Size) -> Tensor:
     """Prototypes ``(..., n_way + 1, c)``, the background first (equations 1 and 2).
+
+    Of maps ``(..., n, c, h, w)`` and masks ``(..., n, n_way, *size)``.
 
     The mean, over the images that show a class, of the mean feature inside its mask; for the
     background over all images, outside all masks.
     """
-    background = ~masks.any(dim=-3, keepdim=True)
-    whole = torch.cat([background, masks], dim=-3)
-    weights = place_weights(whole, *maps.shape[-2:]).flatten(-2)  # (..., n, n_way + 1, h w)
+    h, w = maps.shape[-2:]
+    weights = place_weights(with_background(masks, size), h, w, size)  # (..., n, n_way + 1, h w)
     area = weights.sum(-1, keepdim=True)
     inside = (weights / area.clamp_min(1e-6)) @ maps.flatten(-2).mT  # (..., n, n_way + 1, c)
     shown = (area > 0).to(inside.dtype)
@@ -61,8 +63,8 @@ def class_prototypes(maps: Tensor, masks: Tensor) -> Tensor:
     return means
 
 
-def class_scores(maps: Tensor, prototypes: Tensor, alpha: float, size: tuple[int, int]) -> Tensor:
-    """Exponents ``alpha cos(f, p)`` of equation 3, ``(..., n, n_way + 1, H, W)``.
+def class_scores(maps: Tensor, prototypes: Tensor, alpha: float, size: Size) -> Tensor:
+    """Exponents ``alpha cos(f, p)`` of equation 3, ``(..., n, n_way + 1, *size)``.
 
     Of maps ``(..., n, c, h, w)`` and prototypes ``(..., n_way + 1, c)``; enlarged as the authors'
     code does.
@@ -81,7 +83,7 @@ class NearestPrototype(Predictor):
         self,
         prototypes: Tensor,
         alpha: float,
-        size: tuple[int, int],
+        size: Size,
         middle: Tensor | None = None,
     ) -> None:
         self.prototypes = prototypes
@@ -91,10 +93,11 @@ class NearestPrototype(Predictor):
         self.n_adapted = prototypes.shape[-2] * prototypes.shape[-1]
 
     def predict(self, query: Tensor) -> Tensor:
-        """Scores of masks ``(..., n_query, n_way, H, W)`` (equations 3 and 4).
+        """Scores of masks ``(..., n_query, n_way, *size)`` (equations 3 and 4).
 
         The softmax over negative cosine distances, times alpha, is above all others where
         its exponent is: ``alpha cos(f, p)``.
         """
         query = query if self.middle is None else query - self.middle
-        return against_the_best_other(class_scores(query, self.prototypes, self.alpha, self.size))
+        scores = class_scores(query, self.prototypes, self.alpha, self.size)
+        return against_the_best_other(scores, self.size)

@@ -54,7 +54,8 @@ class MetaUNet(LearnedStart):
 
     def network(self, backbone: Backbone) -> nn.Module:
         """A U-Net with one output."""
-        return UNet(backbone.input.channels, 1, self.width)
+        wants = backbone.input
+        return UNet(wants.channels, 1, self.width, wants.n_dims)
 
     def support_loss(self, network: nn.Module, weights: Weights, support: Support) -> Tensor:
         """See `mask_loss`."""
@@ -88,6 +89,6 @@ class _Fitted(Predictor):
 
     @torch.no_grad()
     def predict(self, query: Tensor) -> Tensor:
-        """Scores ``(n_query, n_way, H, W)``."""
+        """Scores ``(n_query, n_way, *size)``."""
         # One image at a time: a convolution may round a batch in another way.
         return torch.cat([_call(self.network, self.weights, image[None]) for image in query])

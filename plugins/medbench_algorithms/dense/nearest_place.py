@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medbench.api import Algorithm, Predictor, Support
-from medbench_algorithms.dense.pooling import enlarged, place_weights
+from medbench_algorithms.dense.pooling import Size, enlarged, place_weights, share_of_place
 
 _NUMBERS_AT_ONCE: Final = 2**23
 
@@ -28,21 +28,21 @@ class NearestPlaces(Algorithm):
         maps, masks = support.inputs, support.masks
         h, w = maps.shape[-2:]
         places = maps.flatten(-2).mT.flatten(-3, -2)
-        cover = place_weights(masks, h, w) / (masks.shape[-2] * masks.shape[-1] / (h * w))
-        cover = cover.flatten(-2).mT.flatten(-3, -2)  # (..., n h w, n_way)
+        cover = place_weights(masks, h, w, support.size) / share_of_place(h, w, support.size)
+        cover = cover.mT.flatten(-3, -2)  # (..., n h w, n_way)
         return _Neighbours(F.normalize(places, dim=-1), cover, self.k, support.size)
 
 
 @final
 class _Neighbours(Predictor):
-    def __init__(self, places: Tensor, cover: Tensor, k: int, size: tuple[int, int]) -> None:
+    def __init__(self, places: Tensor, cover: Tensor, k: int, size: Size) -> None:
         self.places = places
         self.cover = cover
         self.k = min(k, places.shape[-2])
         self.size = size
 
     def predict(self, query: Tensor) -> Tensor:
-        """Scores ``(..., n_query, n_way, H, W)``: the neighbours' mean cover, less one half."""
+        """Scores ``(..., n_query, n_way, *size)``: the neighbours' mean cover, less one half."""
         lead, (c, h, w) = query.shape[:-4], query.shape[-3:]
         n_query, n_way = query.shape[-4], self.cover.shape[-1]
         asked = query.flatten(-2).mT.reshape(-1, n_query * h * w, c)

@@ -16,6 +16,7 @@ from medbench_algorithms.dense.masked_prototypes import (
     class_prototypes,
     class_scores,
 )
+from medbench_algorithms.dense.pooling import Size, with_background
 
 
 @final
@@ -68,39 +69,40 @@ class PANet(DenseEpisodic):
         masks, truth = task.support.masks, task.query_masks
         assert masks is not None
         assert truth is not None
-        n, size = len(masks), (masks.shape[-2], masks.shape[-1])
+        n, size = len(masks), tuple(masks.shape[2:])
         # Support and query share one pass, hence one set of batch statistics.
         images = torch.cat([task.support.inputs, task.query])
         maps = cast("Backbone", network).feature_map(images)
         maps, asked = maps[:n], maps[n:]
-        scores = class_scores(asked, class_prototypes(maps, masks), self.alpha, size)
-        loss = F.cross_entropy(scores, _shares(truth))
+        scores = class_scores(asked, class_prototypes(maps, masks, size), self.alpha, size)
+        loss = F.cross_entropy(scores, _shares(truth, size))
         if self.align:
             loss = loss + self.align * alignment_loss(maps, masks, asked, scores, self.alpha)
         return loss
 
     def answers(self, network: nn.Module, support: Support) -> Predictor:
-        """Prototypes from images ``(n_support, C, H, W)``."""
+        """Prototypes from images ``(n_support, C, *size)``."""
         backbone = cast("Backbone", network)
         assert support.masks is not None
         assert support.size is not None
-        prototypes = class_prototypes(backbone.feature_map(support.inputs), support.masks)
+        maps = backbone.feature_map(support.inputs)
+        prototypes = class_prototypes(maps, support.masks, support.size)
         return _OfImages(backbone, NearestPrototype(prototypes, self.alpha, support.size))
 
     def adapt(self, support: Support) -> Predictor:
-        """Prototypes from maps ``(..., n, c, h, w)`` and masks ``(..., n, n_way, H, W)``."""
+        """Prototypes from maps ``(..., n, c, h, w)`` and masks ``(..., n, n_way, *size)``."""
         assert support.masks is not None
         assert support.size is not None
-        prototypes = class_prototypes(support.inputs, support.masks)
+        prototypes = class_prototypes(support.inputs, support.masks, support.size)
         return NearestPrototype(prototypes, self.alpha, support.size)
 
 
-def _shares(masks: Tensor) -> Tensor:
-    """What each pixel is, ``(n, n_way + 1, H, W)``, the background first; sums to one.
+def _shares(masks: Tensor, size: Size) -> Tensor:
+    """What each pixel is, ``(n, n_way + 1, *size)``, the background first; sums to one.
 
     A pixel of several classes is shared between them: the paper's pixels have one.
     """
-    whole = torch.cat([~masks.any(dim=1, keepdim=True), masks], dim=1).float()
+    whole = with_background(masks, size).float()
     return whole / whole.sum(dim=1, keepdim=True)
 
 
@@ -109,17 +111,16 @@ def alignment_loss(
 ) -> Tensor:
     """Prototype alignment regularisation (Eq. 6): the queries, as predicted, segment the support.
 
-    `maps` ``(n, c, h, w)`` and `masks` ``(n, n_way, H, W)`` of the support, `asked`
-    ``(q, c, h, w)`` and `scores` ``(q, n_way + 1, H, W)`` of the queries. Each class that some
+    `maps` ``(n, c, h, w)`` and `masks` ``(n, n_way, *size)`` of the support, `asked`
+    ``(q, c, h, w)`` and `scores` ``(q, n_way + 1, *size)`` of the queries. Each class that some
     query is predicted to show makes, with the background, a one-way task of the support images
     that have it (as in the authors' code, pixels of other classes are left out and a class
     predicted nowhere adds zero); losses are means over pixels, images and classes.
     """
-    n_classes = scores.shape[1]
+    n_classes, size = scores.shape[1], tuple(scores.shape[2:])
     predicted = F.one_hot(scores.argmax(dim=1), n_classes).movedim(-1, 1)[:, 1:].bool()
-    prototypes = class_prototypes(asked, predicted)
+    prototypes = class_prototypes(asked, predicted, size)
     background = ~masks.any(dim=1)
-    size = (masks.shape[-2], masks.shape[-1])
     total = maps.new_zeros(())
     for k in range(n_classes - 1):
         own = masks[:, k].flatten(1).any(dim=1)
@@ -129,7 +130,7 @@ def alignment_loss(
         inside, outside = masks[own, k], background[own]
         by_pixel = F.cross_entropy(found, inside.long(), reduction="none")
         counts = inside | outside
-        by_image = (by_pixel * counts).sum(dim=(1, 2)) / counts.sum(dim=(1, 2))
+        by_image = (by_pixel * counts).flatten(1).sum(1) / counts.flatten(1).sum(1)
         total = total + by_image.mean()
     return total / (n_classes - 1)
 
@@ -141,5 +142,5 @@ class _OfImages(Predictor):
         self.inner = inner
 
     def predict(self, query: Tensor) -> Tensor:
-        """Scores ``(n_query, n_way, H, W)`` of images ``(n_query, C, H, W)``."""
+        """Scores ``(n_query, n_way, *size)`` of images ``(n_query, C, *size)``."""
         return self.inner.predict(self.backbone.feature_map(query))

@@ -57,7 +57,8 @@ class PrototypeBoxes(Algorithm):
         """Prototypes from maps ``(n, c, h, w)`` and boxes in pixels of ``support.size``."""
         assert support.boxes is not None
         assert support.size is not None
-        maps, step = support.inputs, support.size[0] / support.inputs.shape[-2]
+        height, width = support.size
+        maps, step = support.inputs, height / support.inputs.shape[-2]
         own = [
             [boxes / step for boxes in of_class(support.boxes, k, maps)]
             for k in range(support.n_way)
@@ -81,7 +82,8 @@ class PrototypeBoxes(Algorithm):
         means = torch.stack(
             [k.mean(0) - middle if len(k) else torch.zeros_like(middle) for k in inside]
         )
-        return _Windows(self, step, support.size, sizes, middle, decorrelate, means @ decorrelate)
+        size = (height, width)
+        return _Windows(self, step, size, sizes, middle, decorrelate, means @ decorrelate)
 
     def pooled(self, image: Tensor, boxes: Tensor) -> Tensor:
         """Features ``(k, c bins bins)`` of boxes on one map ``(c, h, w)``."""

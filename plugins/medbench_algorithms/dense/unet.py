@@ -17,39 +17,46 @@ Network = TypeVar("Network", bound=nn.Module)
 class UNet(nn.Module):
     """Ronneberger et al. 2015 with a third of its depth: two poolings, instance norms, 3x3.
 
-    Images ``(b, C, H, W)``, sides multiples of 4, in; scores ``(b, n_out, H, W)`` out.
+    Images ``(b, C, H, W)``, sides multiples of 4, in; scores ``(b, n_out, H, W)`` out. With
+    `n_dims` 3 it takes volumes, ``(b, C, D, H, W)``, and its kernels are cubes (Cicek et al. 2016).
     """
 
-    def __init__(self, channels: int, n_out: int, width: int) -> None:
+    def __init__(self, channels: int, n_out: int, width: int, n_dims: int = 2) -> None:
         super().__init__()
-        self.first = double_conv(channels, width)
-        self.second = double_conv(width, 2 * width)
-        self.bottom = double_conv(2 * width, 4 * width)
-        self.up_second = double_conv(6 * width, 2 * width)
-        self.up_first = double_conv(3 * width, width)
-        self.last = nn.Conv2d(width, n_out, 1)
+        self.first = double_conv(channels, width, n_dims)
+        self.second = double_conv(width, 2 * width, n_dims)
+        self.bottom = double_conv(2 * width, 4 * width, n_dims)
+        self.up_second = double_conv(6 * width, 2 * width, n_dims)
+        self.up_first = double_conv(3 * width, width, n_dims)
+        self.halve = F.max_pool2d if n_dims == 2 else F.max_pool3d
+        self.last = _convolution(n_dims)(width, n_out, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of every class at every pixel."""
         one = self.first(images)
-        two = self.second(F.max_pool2d(one, 2))
-        deep = self.bottom(F.max_pool2d(two, 2))
+        two = self.second(self.halve(one, 2))
+        deep = self.bottom(self.halve(two, 2))
         two = self.up_second(torch.cat([two, _doubled(deep, two)], dim=1))
         one = self.up_first(torch.cat([one, _doubled(two, one)], dim=1))
         found: Tensor = self.last(one)
         return found
 
 
-def double_conv(n_in: int, n_out: int) -> nn.Sequential:
-    """Two 3x3 convolutions, each normalised over the image and rectified."""
+def double_conv(n_in: int, n_out: int, n_dims: int = 2) -> nn.Sequential:
+    """Two 3x3 (or 3x3x3) convolutions, each normalised over the image and rectified."""
+    convolution = _convolution(n_dims)
     layers: list[nn.Module] = []
     for n in (n_in, n_out):
-        layers += [nn.Conv2d(n, n_out, 3, padding=1), nn.GroupNorm(1, n_out), nn.ReLU()]
+        layers += [convolution(n, n_out, 3, padding=1), nn.GroupNorm(1, n_out), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
+def _convolution(n_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    return nn.Conv2d if n_dims == 2 else nn.Conv3d
+
+
 def _doubled(maps: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(maps, size=like.shape[-2:], mode="nearest")
+    return F.interpolate(maps, size=like.shape[2:], mode="nearest")
 
 
 @final
@@ -57,7 +64,8 @@ class ScratchUNet(Algorithm):
     """Segment as one would without any other data: fit a U-Net to the support set.
 
     Cross-entropy of each class's mask plus one minus its soft Dice (Isensee et al. 2021), Adam,
-    images turned and mirrored at random. Randomness comes from the episode's seed alone.
+    images turned and mirrored at random (volumes within their slices). Randomness comes from the
+    episode's seed alone.
     """
 
     def __init__(
@@ -69,11 +77,12 @@ class ScratchUNet(Algorithm):
         self.batch_size = batch_size
 
     def adapt(self, support: Support) -> Predictor:
-        """Train on images ``(n, C, H, W)`` and masks ``(n, n_way, H, W)``."""
+        """Train on images ``(n, C, *size)`` and masks ``(n, n_way, *size)``."""
         assert support.masks is not None
         images, truth = support.inputs, support.masks.float()
         draws = support.generator()
-        network = drawn(lambda: UNet(images.shape[1], support.n_way, self.width), draws)
+        n_dims = images.ndim - 2
+        network = drawn(lambda: UNet(images.shape[1], support.n_way, self.width, n_dims), draws)
         network = network.to(images.device)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.lr)
         with torch.enable_grad():
@@ -109,7 +118,7 @@ def drawn(
     with torch.random.fork_rng(devices=[]):
         network = make()
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=draws)
             assert module.bias is not None
             if name not in biased:
@@ -120,11 +129,12 @@ def drawn(
 def mask_loss(scores: Tensor, truth: Tensor) -> Tensor:
     """Cross-entropy of each class's mask plus one minus its soft Dice (Isensee et al. 2021).
 
-    Scores and masks (0 or 1) ``(b, n_way, H, W)``; Dice is that of all images of a class together.
+    Scores and masks (0 or 1) ``(b, n_way, *size)``; Dice is that of all images of a class together.
     """
     p = scores.sigmoid()
-    shared = (p * truth).sum(dim=(0, 2, 3))
-    dice = (2 * shared + 1.0) / (p.sum(dim=(0, 2, 3)) + truth.sum(dim=(0, 2, 3)) + 1.0)
+    every = (0, *range(2, scores.ndim))  # images and places
+    shared = (p * truth).sum(dim=every)
+    dice = (2 * shared + 1.0) / (p.sum(dim=every) + truth.sum(dim=every) + 1.0)
     return F.binary_cross_entropy_with_logits(scores, truth) + (1.0 - dice).mean()
 
 
@@ -135,7 +145,7 @@ class _Segments(Predictor):
         self.n_adapted = sum(p.numel() for p in network.parameters())
 
     def predict(self, query: Tensor) -> Tensor:
-        """Scores ``(n_query, n_way, H, W)``."""
+        """Scores ``(n_query, n_way, *size)``."""
         with torch.no_grad():
             # One image at a time: a convolution may round a batch in another way.
             found: Tensor = torch.cat([self.network(image[None]) for image in query])

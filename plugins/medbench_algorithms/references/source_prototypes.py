@@ -59,7 +59,8 @@ class SourceMaskedPrototypes(Algorithm):
             assert task.support.masks is not None
             assert task.query_masks is not None
             maps = backbone.feature_map(torch.cat([task.support.inputs, task.query]))
-            means = class_prototypes(maps, torch.cat([task.support.masks, task.query_masks]))
+            masks = torch.cat([task.support.masks, task.query_masks])
+            means = class_prototypes(maps, masks, tuple(masks.shape[2:]))
             numbers = asked_classes(task.support, "zero-adaptation-masks").tolist()
             found.append({c: (means[i + 1], means[0]) for i, c in enumerate(numbers)})
             middles.append(centre_of(maps)[0, :, 0, 0])

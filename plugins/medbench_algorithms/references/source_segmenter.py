@@ -42,7 +42,8 @@ class SourceUNet(SourceNetwork):
 
     def network(self, backbone: Backbone) -> nn.Module:
         """A U-Net with as many outputs as the source has classes."""
-        return UNet(backbone.input.channels, self.n_classes, self.width)
+        wants = backbone.input
+        return UNet(wants.channels, self.n_classes, self.width, wants.n_dims)
 
     def loss(self, network: nn.Module, task: Task) -> Tensor:
         """The loss of all masks of a task, its support images' and its queries'."""
@@ -66,6 +67,6 @@ class _Outputs(Predictor):
 
     @torch.no_grad()
     def predict(self, query: Tensor) -> Tensor:
-        """Scores ``(n_query, n_way, H, W)``."""
+        """Scores ``(n_query, n_way, *size)``."""
         # One image at a time: a convolution may round a batch in another way.
         return torch.cat([self.network(image[None])[:, self.classes] for image in query])

@@ -193,6 +193,7 @@ UNIVERSEG: Final = AlgorithmSpec(
         meta_trains=True,
         parallel=True,
         task_kinds=("segmentation",),
+        n_dims=(2,),
     ),
     citation=Citation(
         title="UniverSeg: Universal Medical Image Segmentation",

@@ -25,11 +25,16 @@ _AT_ONCE = 64
 
 
 def open_vessels(
-    place: Place, *, size: int = 16, images_per_class: int = 40, seed: int = 0
+    place: Place,
+    *,
+    size: int = 16,
+    images_per_class: int = 40,
+    labels: str = "classes",
+    seed: int = 0,
 ) -> Vessels:
     """The set ``synthetic-vessels``. Raises `DataError` for sizes it cannot be made in."""
     del place  # nothing is on disk
-    return Vessels(size=size, images_per_class=images_per_class, seed=seed)
+    return Vessels(size=size, images_per_class=images_per_class, labels=labels, seed=seed)
 
 
 @final
@@ -41,9 +46,18 @@ class Vessels(Dataset):
     turns: they tell the four cross-sections apart, and no more. The class split ``default`` tests
     new pairs of turns and cross-sections, two of each cross-section: who sees but slices is right
     half of the time in four classes. Every volume is of a patient of its own.
+
+    With ``labels`` = ``masks`` a volume's target is the vessel, as a structure of its class.
     """
 
-    def __init__(self, *, size: int = 16, images_per_class: int = 40, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        size: int = 16,
+        images_per_class: int = 40,
+        labels: str = "classes",
+        seed: int = 0,
+    ) -> None:
         if size < 12 or images_per_class < 10:
             raise DataError(
                 f"synthetic-vessels cannot be made with size={size}, "
@@ -51,9 +65,14 @@ class Vessels(Dataset):
                 "volumes."
             )
         self._size = size
-        self._key = ("synthetic-vessels", GENERATOR, size, images_per_class, seed)
+        masks = labels == "masks"
+        self._key: tuple[str | int, ...] = (
+            "synthetic-vessels", GENERATOR, size, images_per_class, seed,
+            *(["masks"] if masks else []),
+        )  # fmt: skip
         self._seed = derive_seed("synthetic-vessels", seed)
-        self.labels = np.repeat(np.arange(_N_CLASSES, dtype=np.int64), images_per_class)
+        self._classes = np.repeat(np.arange(_N_CLASSES, dtype=np.int64), images_per_class)
+        self.labels = np.eye(_N_CLASSES, dtype=np.uint8)[self._classes] if masks else self._classes
         self.splits = np.tile(np.resize(_SPLITS, images_per_class), _N_CLASSES)
         self.patients = np.arange(len(self.labels), dtype=np.int64)
         self.info = DatasetInfo(
@@ -67,6 +86,7 @@ class Vessels(Dataset):
             domain="synthetic-vessels",
             modality="simulated angiography",
             licence="Apache-2.0",
+            task_kind="segmentation" if masks else "classification",
             class_splits={"default": _class_split()},
         )
 
@@ -84,11 +104,38 @@ class Vessels(Dataset):
             found[some] = self._painted(indices[some])[..., None]
         return found
 
+    def read_masks(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Masks ``(len(indices), 16, size, size, size)`` of the vessel, with ``labels`` masks.
+
+        They hold the voxels that are at least half as bright as the vessel's axis.
+        """
+        if self.info.task_kind != "segmentation":
+            return super().read_masks(indices)
+        indices = checked_indices(indices, len(self))
+        found = np.zeros((len(indices), _N_CLASSES, *self.info.image_shape[:-1]), np.bool_)
+        for start in range(0, len(indices), _AT_ONCE):
+            some = indices[start : start + _AT_ONCE]
+            rows = np.arange(start, start + len(some))
+            found[rows, self._classes[some]] = self._vessel(Draws(self._seed, some), some) >= 0.5
+        return found
+
     def _painted(self, indices: Ints) -> NDArray[np.uint8]:
-        """Volumes ``(b, D, H, W)``; lengths are shares of the edge."""
+        """Volumes ``(b, D, H, W)``."""
         draws = Draws(self._seed, indices)
-        turns = np.array(TURNS)[self.labels[indices] // len(FORMS)]
-        form = (self.labels[indices] % len(FORMS))[:, None, None, None]
+        shape = self._vessel(draws, indices)
+        voxels = _between(draws, "ground", 0.1, 0.3) + _between(draws, "light", 0.4, 0.7) * shape
+        noise = draws.normal("noise", *voxels.shape[1:])
+        voxels = voxels + _between(draws, "noise level", 0.02, 0.06) * noise
+        found: NDArray[np.uint8] = np.floor(np.clip(voxels, 0.0, 1.0) * 255.0 + 0.5).astype(
+            np.uint8
+        )
+        return found
+
+    def _vessel(self, draws: Draws, indices: Ints) -> Floats:
+        """Vessels ``(b, D, H, W)``, 0 outside to 1 inside; lengths are shares of the edge."""
+        classes = self._classes[indices]
+        turns = np.array(TURNS)[classes // len(FORMS)]
+        form = (classes % len(FORMS))[:, None, None, None]
         ux, uy = (v[:, :, None, None] for v in _directions(draws, turns, self._size))
         at = (np.arange(self._size) + 0.5) / self._size - 0.5
         depth = at[None, :, None, None]
@@ -102,18 +149,12 @@ class Vessels(Dataset):
         far = ((along + radius) ** 2 + across**2) / width**2
         flat = (along - radius) ** 2 / (2.0 * width) ** 2 + across**2 / (0.5 * width) ** 2
         hollow = np.clip(_bump(near) - _bump(4.0 * near), 0.0, 1.0)
-        shape = np.select(
+        shape: Floats = np.select(
             [form == 0, form == 1, form == 2],
             [_bump(near), hollow, np.maximum(_bump(near), _bump(far))],
             _bump(flat),
         )
-        voxels = _between(draws, "ground", 0.1, 0.3) + _between(draws, "light", 0.4, 0.7) * shape
-        noise = draws.normal("noise", *voxels.shape[1:])
-        voxels = voxels + _between(draws, "noise level", 0.02, 0.06) * noise
-        found: NDArray[np.uint8] = np.floor(np.clip(voxels, 0.0, 1.0) * 255.0 + 0.5).astype(
-            np.uint8
-        )
-        return found
+        return shape
 
 
 def _bump(squared: Floats) -> Floats:
