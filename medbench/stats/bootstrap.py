@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medbench.api import derive_seed
+from medbench.stats.digits import printable
 from medbench.stats.spread import Floats, Spread
 
 REPLICATES = 2000
@@ -169,16 +170,6 @@ def bca(mean: Floats, found: Floats, spread: Spread, level: float = 0.95) -> tup
         rows = zip(found, level_of, strict=True)
         limits.append(printable(np.array([np.quantile(r, q) for r, q in rows])))
     return limits[0], limits[1]
-
-
-def printable(values: Floats) -> Floats:
-    """`values` to 12 decimals.
-
-    Accuracies are multiples of a small fraction, and ends of their intervals often lie half-way
-    between two printed numbers: without the rounding, noise would choose between them.
-    """
-    found: Floats = np.asarray(values).round(12)
-    return found
 
 
 def _on_grid(values: Floats) -> Floats:

@@ -25,9 +25,9 @@ from medbench.stats.bootstrap import (
     checked,
     means,
     percentiles,
-    printable,
     replicates,
 )
+from medbench.stats.digits import printable
 from medbench.stats.spread import Floats, Spread
 
 # Of fewer groups a bootstrap says too little.

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medbench.stats.bootstrap import checked, estimate
+from medbench.stats.digits import settled
 from medbench.stats.saddlepoint import saddlepoint
 from medbench.stats.spread import Floats, Spread
 
@@ -155,7 +156,7 @@ def sign_flip(differences: Floats) -> Floats:
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS]
         some = differences if len(part) == len(differences) else differences[part]
-        found[part] = saddlepoint(np.abs(some), np.abs(some.sum(axis=1)))
+        found[part] = settled(saddlepoint(np.abs(some), np.abs(some.sum(axis=1))))
     return found
 
 

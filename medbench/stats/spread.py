@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medbench.stats.digits import settled
+
 Floats = NDArray[np.float64]
 # Of a variance that is itself uncertain a smaller p would say too much.
 _LEAST = 1e-12
@@ -221,7 +223,7 @@ class Spread:
             step, at = np.abs(new - at), new
             if (step <= 1e-13 * np.maximum(1.0, -at)).all():
                 break
-        found[rows] = np.exp(at)
+        found[rows] = settled(np.exp(at))
         return found
 
     def widening(self, width: Floats, level: float) -> Floats:

@@ -642,9 +642,9 @@ TRAINED: dict[str, tuple[type[Any], dict[str, Any], int]] = {
         {"inner_lr": 0.1, "inner_steps": 2, "meta_lr": 5e-3, "meta_batch": 2},
         40,
     ),
-    "imaml": (IMAML, {"inner_steps": 2, "proximal": 0.5, "meta_lr": 3e-3, "meta_batch": 2}, 30),
+    "imaml": (IMAML, {"inner_steps": 2, "proximal": 0.5, "meta_lr": 3e-3, "meta_batch": 4}, 60),
     "protomaml": (ProtoMAML, {"inner_steps": 2, "inner_steps_test": 2, "meta_lr": 3e-3}, 40),
-    "cavia": (CAVIA, {"meta_lr": 1e-2, "meta_batch": 2}, 80),
+    "cavia": (CAVIA, {"meta_lr": 5e-3, "meta_batch": 4}, 120),
 }
 
 

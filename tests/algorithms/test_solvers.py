@@ -683,7 +683,7 @@ TRAINED: dict[str, tuple[type[Episodic[Any]], dict[str, Any], int]] = {
     "r2d2": (R2D2, {"lr": 3e-3}, 40),
     "lrd2": (R2D2, {"lr": 3e-3, "head": "logistic"}, 40),
     "leo": (LEO, {"lr": 3e-3}, 60),
-    "versa": (Versa, {"width": 32, "lr": 3e-3}, 120),
+    "versa": (Versa, {"width": 32, "lr": 1e-3}, 200),
     "lstm-optimiser": (LSTMOptimiser, {"lr": 3e-3, "inner_steps": 4}, 40),
 }
 
