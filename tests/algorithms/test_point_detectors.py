@@ -160,6 +160,22 @@ def test_it_finds_and_tells_apart_what_its_support_shows_by_its_seed_alone() -> 
         assert np.array_equal(alone.scores, inside.predict(query)[2].scores)
 
 
+@pytest.mark.parametrize("turn", [True, False])
+def test_images_are_turned_only_where_that_is_asked_for(
+    turn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    def watched(boxes: Boxes, turns: int, mirror: bool, size: tuple[int, int]) -> Boxes:
+        seen.add((turns, mirror))
+        return turned(boxes, turns, mirror, size)
+
+    monkeypatch.setattr("medbench_algorithms.dense.fcos.turned", watched)
+    ScratchFCOS(steps=20, width=2, turn=turn).adapt(support_of(2, 1))
+    quarters = ((0, 1, 2, 3) if SIZE[0] == SIZE[1] else (0, 2)) if turn else (0,)
+    assert seen == {(q, m) for q in quarters for m in (False, True)}
+
+
 def test_the_first_order_gradient_is_the_one_at_the_adapted_weights() -> None:
     torch.manual_seed(2)
     net = PointNet(1, 1, 2)

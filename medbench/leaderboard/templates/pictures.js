@@ -10,7 +10,7 @@ function drawPictures(rows) {
   byId('pictures').replaceChildren(
     h('p', {}, shown.length ? [
       'The first queries of the first test episode, the same images for rows of one target.',
-      data.pictures.masks ? 'Masks: a wash of colour is what was predicted, a line what is true; each class has a colour.'
+      data.pictures.masks ? 'Masks: a wash of colour is what was predicted, a line what is true; each class has a colour. Of a volume its slice with most of what is true.'
         : 'Boxes: white and thin what is true; in colours what was predicted, of which as many are drawn as are true, the surest.',
       found.length > shown.length ? `Of ${found.length} the first ${shown.length} are shown: filters and sorting choose which.` : '',
       data.pictures.left_out ? `${data.pictures.left_out} more were left out to keep the page small.` : '',

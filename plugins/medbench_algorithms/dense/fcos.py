@@ -174,8 +174,8 @@ class Points(Detector):
 class ScratchFCOS(Algorithm):
     """Detect as one would without any other data: fit a small FCOS to the support set.
 
-    Adam, images and boxes turned and mirrored at random. Randomness comes from the episode's seed
-    alone.
+    Adam, images and boxes turned (unless `turn` is False) and mirrored at random. Randomness comes
+    from the episode's seed alone.
     """
 
     def __init__(
@@ -186,7 +186,9 @@ class ScratchFCOS(Algorithm):
         batch_size: int = 8,
         nms_iou: float = 0.5,
         most: int = 50,
+        turn: bool = True,
     ) -> None:
+        self.turn = turn
         self.steps = steps
         self.lr = lr
         self.width = width
@@ -210,8 +212,9 @@ class ScratchFCOS(Algorithm):
             lambda: PointNet(images.shape[1], support.n_way, self.width), draws, biased=("classes",)
         ).to(images.device)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.lr)
-        # Four turns and their mirror images, where sides are equal; else two.
-        ways = [(t, m) for t in ((0, 1, 2, 3) if size[0] == size[1] else (0, 2)) for m in (0, 1)]
+        # Turns and their mirror images: four where sides are equal, else two.
+        quarters = ((0, 1, 2, 3) if size[0] == size[1] else (0, 2)) if self.turn else (0,)
+        ways = [(t, m) for t in quarters for m in (0, 1)]
         for step in range(self.steps):
             set_lr(optimiser, self.lr * (1.0 - step / self.steps))
             chosen = torch.randperm(len(images), generator=draws)[: self.batch_size].tolist()
