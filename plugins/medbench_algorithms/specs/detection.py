@@ -92,7 +92,7 @@ SCRATCH_FCOS: Final = AlgorithmSpec(
         positive("lr", 0.01, "Adam's learning rate at the start; it falls to zero linearly"),
         count("width", 8, "channels at half size; twice and four times as many below"),
         count("batch_size", 8, "support images a step"),
-        switch("turn", default=True, text="turn images by quarters; not where up is up, as in a chest"),
+        switch("turn", default=True, text="turn images by quarters; not where up is up"),
         *_OF_POINTS,
     ),
 )
