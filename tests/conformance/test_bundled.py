@@ -14,7 +14,7 @@ from medbench.conformance.suite import examine
 from medbench.plugins import KINDS, registry
 
 SORTS = ("protonet", "linear-probe", "bd-cspn", "anil", "dn4", "baseline")
-OTHERS = ("conv4", "synthetic:cells", "synthetic:xray")
+OTHERS = ("conv4", "synthetic:cells", "synthetic:xray", "synthetic-vessels", "synthetic-scans")
 COMPRESSED = ("int8:conv4", "pruned:conv4", "distilled:conv4")
 
 

@@ -148,8 +148,12 @@ def tensor(found: object) -> Tensor:
 
 
 def tensor_gap(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the range of the expected scores."""
-    scale = (expected.max() - expected.min()).clamp_min(1e-6)
+    """The largest difference, as a share of the range of the expected scores.
+
+    Of scores that are nearly alike, of a hundredth of their size: rounding is by that.
+    """
+    least = max(1e-2 * float(expected.abs().max()), 1e-6)
+    scale = (expected.max() - expected.min()).clamp_min(least)
     return float(((found - expected).abs().max() / scale).cpu())
 
 
