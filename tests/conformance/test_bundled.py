@@ -14,7 +14,14 @@ from medbench.conformance.suite import examine
 from medbench.plugins import KINDS, registry
 
 SORTS = ("protonet", "linear-probe", "bd-cspn", "anil", "dn4", "baseline")
-OTHERS = ("conv4", "synthetic:cells", "synthetic:xray", "synthetic-vessels", "synthetic-scans")
+OTHERS = (
+    "conv4",
+    "synthetic:cells",
+    "synthetic:xray",
+    "synthetic-vessels",
+    "synthetic-scans",
+    "synthetic-patients",
+)
 COMPRESSED = ("int8:conv4", "pruned:conv4", "distilled:conv4")
 
 
