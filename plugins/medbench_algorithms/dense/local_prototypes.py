@@ -90,15 +90,21 @@ class _Attentive(Predictor):
         weighted by their softmax, as the paper has it.
         """
         query = query if self.middle is None else query - self.middle
-        places = F.normalize(query.flatten(-2), dim=-2)  # (..., n_query, c, h w)
-        local = self.alpha * (self.own.unsqueeze(-3) @ places)
-        whole = self.alpha * (self.means.unsqueeze(-3) @ places)
+        # An image at a time: there is a similarity for each of its places and each prototype.
+        found = torch.stack([self._of(image) for image in query.unbind(-4)], dim=-4)
+        return against_the_best_other(enlarged(found, self.size), self.size)
+
+    def _of(self, image: Tensor) -> Tensor:
+        """Similarities ``(..., n_way + 1, h, w)`` of one map ``(..., c, h, w)``."""
+        places = F.normalize(image.flatten(-2), dim=-2)  # (..., c, h w)
+        local = self.alpha * (self.own @ places)
+        whole = self.alpha * (self.means @ places)
         scores = []
         for k in range(self.means.shape[-2]):
-            member = self.member[..., k, :][..., None, :, None]
+            member = self.member[..., k, :].unsqueeze(-1)
             among = torch.cat([local, whole[..., k : k + 1, :]], dim=-2)
             allowed = F.pad(member.expand_as(local), (0, 0, 0, 1), value=True)
             weights = among.masked_fill(~allowed, -torch.inf).softmax(dim=-2)
             scores.append((weights * among).sum(-2))
-        found = torch.stack(scores, dim=-2).reshape(*query.shape[:-3], -1, *query.shape[-2:])
-        return against_the_best_other(enlarged(found, self.size), self.size)
+        found = torch.stack(scores, dim=-2)
+        return found.reshape(*found.shape[:-1], *image.shape[-2:])

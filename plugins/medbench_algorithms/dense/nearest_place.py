@@ -49,16 +49,13 @@ class _Neighbours(Predictor):
         places = self.places.reshape(-1, *self.places.shape[-2:])
         cover = self.cover.reshape(-1, *self.cover.shape[-2:])
         step = max(1, _NUMBERS_AT_ONCE // places.shape[-2])
-        found = torch.stack(
-            [
-                torch.cat([self._of(part, own, shares) for part in torch.split(one, step)])
-                for one, own, shares in zip(asked, places, cover, strict=True)
-            ]
-        )
+        found = cover.new_empty(*asked.shape[:2], n_way)
+        # One block of memory for all cosines: a fresh one each time leaves gaps that add up.
+        cosines = asked.new_empty(min(step, asked.shape[1]), places.shape[-2])
+        for one, own, shares, answer in zip(asked, places, cover, found, strict=True):
+            for part, into in zip(torch.split(one, step), torch.split(answer, step), strict=True):
+                # The length of a query's feature does not change which places are nearest.
+                near = torch.matmul(part, own.mT, out=cosines[: len(part)]).topk(self.k, dim=-1)
+                torch.mean(shares[near.indices], dim=-2, out=into)
         scores = found.reshape(*lead, n_query, h, w, n_way).movedim(-1, -3) - 0.5
         return enlarged(scores, self.size)
-
-    def _of(self, asked: Tensor, places: Tensor, cover: Tensor) -> Tensor:
-        # The length of a query's feature does not change which places are nearest.
-        near = (asked @ places.mT).topk(self.k, dim=-1).indices
-        return cover[near].mean(dim=-2)
