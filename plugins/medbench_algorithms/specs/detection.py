@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from medbench.api import AlgorithmSpec, Citation, Traits
+from medbench.api import AlgorithmSpec, Citation, Conformance, Traits
 from medbench_algorithms.specs.shared import (
     LICENCE,
     count,
@@ -130,6 +130,8 @@ FOMAML_FCOS: Final = AlgorithmSpec(
         *_OF_POINTS,
         *training_shape(1),
     ),
+    # The paper's rates learn nothing in the seconds of a check.
+    conformance=Conformance(params={"inner_lr": 0.03, "meta_lr": 3e-3, "meta_batch": 1}),
 )
 
 SPECS: Final = (TEMPLATE_MATCHING, PROTOTYPE_BOXES, SCRATCH_FCOS, FOMAML_FCOS)
