@@ -35,29 +35,28 @@ def board(tmp_path, capsys):
     """A board of the white blood cells with two rows on two targets."""
     folder = tmp_path / "board"
     medbench("board", "init", folder, "--suite", SITES / "suite.yaml", capsys=capsys)
-    medbench("board", "add", folder, *chosen(NAMES[:2]), capsys=capsys)
+    medbench("board", "add", folder, copied(NAMES[:2], tmp_path / "first"), capsys=capsys)
     return folder
 
 
-def chosen(names) -> list[Path]:
-    found = [
-        p
-        for name in names
-        for p in sorted((SITES / "records").glob(f"*cellavision*_{name}_*.json"))
-    ]
-    assert len(found) == 2 * len(names)
-    return found
+def copied(names, folder: Path) -> Path:
+    """Two records of each name, without the answers by image (the tests give their own)."""
+    folder.mkdir()
+    for name in names:
+        found = list((SITES / "records").glob(f"*cellavision*_{name}_*.json"))
+        assert len(found) == 2
+        for path in found:
+            data = json.loads(path.read_text())
+            data.pop("groups", None)
+            (folder / path.name).write_text(json.dumps(data))
+            shutil.copy(path.with_suffix(".parquet"), folder)
+    return folder
 
 
 @pytest.fixture
 def submission(tmp_path) -> Path:
     """The records of a third row, to be tampered with; the first is the one that is."""
-    folder = tmp_path / "submission"
-    folder.mkdir()
-    for path in chosen(NAMES[2:]):
-        shutil.copy(path, folder)
-        shutil.copy(path.with_suffix(".parquet"), folder)
-    return folder
+    return copied(NAMES[2:], tmp_path / "submission")
 
 
 def first(folder: Path) -> Path:
